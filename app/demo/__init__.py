@@ -1,0 +1,1 @@
+"""The example workflow and its agent's configuration."""

@@ -1,0 +1,1 @@
+"""Pure rules: no clock, no await, no import but the standard library's data modules."""

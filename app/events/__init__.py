@@ -1,0 +1,1 @@
+"""The bus: Redis pub/sub behind one shared connection."""

@@ -1,0 +1,1 @@
+"""Entry points driven by a request: parse, call one service, render."""

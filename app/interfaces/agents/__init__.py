@@ -1,0 +1,1 @@
+"""The agents' contract, at /agent/graphql."""

@@ -1,0 +1,1 @@
+"""What both schemas need: protocol, framing, negotiation, limits."""

@@ -1,0 +1,1 @@
+"""Entry points driven by a clock: the same services."""

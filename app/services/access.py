@@ -1,0 +1,108 @@
+"""Who is asking, and the rules of who may do what.
+
+A `Viewer` is a user with a session or an integration key (`sk-`) acting for the team it belongs to. An agent is never a
+viewer: its identity is `AgentIdentity`, which opens the agents' contract alone. What a viewer may not see does not exist
+(`NotFound`); what it sees but may not do is `Forbidden`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from uuid import UUID
+
+from app.domain.errors import Forbidden, NotFound
+
+
+class Role(StrEnum):
+    """A user's role in a team; exactly one owner."""
+
+    OWNER = "owner"
+    ADMIN = "admin"
+    MEMBER = "member"
+    VIEWER = "viewer"
+
+
+class Scope(StrEnum):
+    """What an integration key may do."""
+
+    READ = "read"
+    RUN = "run"
+    CANCEL = "cancel"
+    MANAGE = "manage"
+
+
+class Permission(StrEnum):
+    """What a verb asks for."""
+
+    READ = "read"
+    RUN = "run"  # submit, upload, re-run
+    CANCEL_OWN = "cancel_own"
+    CANCEL_ANY = "cancel_any"
+    MANAGE_WORKFLOWS = "manage_workflows"
+    MANAGE_AGENTS = "manage_agents"
+    MANAGE_MEMBERS = "manage_members"
+    MANAGE_CREDENTIALS = "manage_credentials"
+    OWN = "own"  # transfer and delete the team
+
+
+P = Permission
+_ADMIN = frozenset(set(P) - {P.OWN})
+
+ROLE_GRANTS: dict[Role, frozenset[Permission]] = {
+    Role.OWNER: frozenset(P),
+    Role.ADMIN: _ADMIN,
+    Role.MEMBER: frozenset({P.READ, P.RUN, P.CANCEL_OWN}),
+    Role.VIEWER: frozenset({P.READ}),
+}
+
+SCOPE_GRANTS: dict[Scope, frozenset[Permission]] = {
+    Scope.READ: frozenset({P.READ}),
+    Scope.RUN: frozenset({P.READ, P.RUN}),
+    Scope.CANCEL: frozenset({P.READ, P.CANCEL_OWN, P.CANCEL_ANY}),
+    Scope.MANAGE: frozenset({P.READ, P.MANAGE_WORKFLOWS, P.MANAGE_AGENTS}),
+}
+"""Keys never manage people or keys: a stolen key cannot mint a lasting one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Viewer:
+    """Who asks. `user_id` is the person, or the person who made the key; `grants` says per team what is allowed."""
+
+    user_id: UUID
+    grants: Mapping[UUID, frozenset[Permission]]
+    roles: Mapping[UUID, Role] = field(default_factory=dict)
+    session_id: UUID | None = None
+    credential_id: UUID | None = None
+
+    @property
+    def caller_id(self) -> UUID:
+        """What idempotency keys and quotas are counted by: the key, or the person."""
+        return self.credential_id or self.user_id
+
+    def may(self, permission: Permission, team_id: UUID) -> bool:
+        return permission in self.grants.get(team_id, frozenset())
+
+    def require(self, permission: Permission, team_id: UUID) -> None:
+        """Raise `NotFound` for a team that the viewer cannot see, `Forbidden` where its grants do not suffice."""
+        grants = self.grants.get(team_id)
+        if grants is None:
+            raise NotFound(f"no team {team_id}")
+        if permission not in grants:
+            who = f"scopes {sorted(grants)}" if self.credential_id else f"role {self.roles.get(team_id)}"
+            raise Forbidden(f"this needs the permission {permission}; the caller has {who}")
+
+    def require_person(self) -> None:
+        """Raise `Forbidden` for a key: some verbs are for people alone."""
+        if self.session_id is None:
+            raise Forbidden("this needs a signed-in user; the caller is an integration key")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentIdentity:
+    """An agent key (`ak-`): the team it works for and what it is pinned to (None: not pinned)."""
+
+    credential_id: UUID
+    team_id: UUID
+    labels: frozenset[str] | None = None
+    max_slots: int | None = None
+    workflows: frozenset[UUID] | None = None

@@ -1,0 +1,136 @@
+"""What the use cases need from the outside. Adapters satisfy these by shape; each port has one conformance suite."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """The wall clock, for signatures alone: stored times and deadlines are the database's."""
+
+    def __call__(self) -> datetime: ...
+
+
+Receive = Callable[[bytes | None], None]
+"""Called for each message of a channel, in order, in the event loop; must not block. `None`: messages may have been lost."""
+
+
+class Subscription(Protocol):
+    """A channel that is being listened to."""
+
+    async def close(self) -> None: ...
+
+
+class Bus(Protocol):
+    """Publish and subscribe, lossy on purpose: the table is the truth, the bus is the hint."""
+
+    def publish(self, channel: str, message: bytes) -> None:
+        """Put the message on its way: never waits, never raises, drops when the bus is away."""
+
+    async def subscribe(self, channel: str, receive: Receive) -> Subscription:
+        """Listen to `channel`; once this returns, what is published is received, or `receive(None)` says it may be lost.
+
+        Returns within 0.5 s also when the bus is away; it then listens as soon as the bus is back.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedRequest:
+    """A request that its holder may make without further identity, until it expires."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadPlan:
+    """How to bring one object in: one request, or one for each part. `part_size` in bytes is 0 for a single request."""
+
+    requests: tuple[SignedRequest, ...]
+    part_size: int = 0
+    upload_id: str = ""  # the store's own name of a multipart upload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """What the store says of an object; `sha256` (32 bytes) where the store verified it itself."""
+
+    size: int
+    media_type: str
+    sha256: bytes | None = None
+
+
+class ObjectStore(Protocol):
+    """Objects by key, moved by whoever holds a signed request; the API itself carries no bytes where the store can sign.
+
+    Every method raises `StorageUnavailable` when the store does not answer within its timeout.
+    """
+
+    part_size: int
+    """Bytes above which an upload goes in parts of this size."""
+
+    async def plan_upload(
+        self, key: str, *, size: int, sha256: bytes, parts: Sequence[bytes], media_type: str, expires: timedelta
+    ) -> UploadPlan:
+        """Signed PUTs for exactly `size` bytes; `sha256` is of the whole, `parts` of each part (empty for a single PUT).
+
+        The key is written once: a second object under it is refused by the store.
+        """
+
+    async def finish_upload(
+        self, key: str, *, upload_id: str, size: int, sha256: bytes, parts: Sequence[bytes]
+    ) -> StoredObject | None:
+        """Close the upload and say what the store holds; None where the object is missing or parts are incomplete."""
+
+    async def abort_upload(self, key: str, *, upload_id: str) -> None:
+        """Forget an unfinished upload and its parts; silent where there is none."""
+
+    async def sign_get(
+        self, key: str, *, expires: timedelta, filename: str, media_type: str, inline: bool, internal: bool = False
+    ) -> str:
+        """A URL that downloads one object; `inline` only for media types that cannot run. `internal`: for an agent."""
+
+    async def head(self, key: str) -> StoredObject | None: ...
+
+    async def put(self, key: str, body: bytes, *, media_type: str) -> None:
+        """Store a small object made by the server itself; replaces what is there."""
+
+    def open(self, key: str) -> AsyncIterator[bytes]:
+        """The object's bytes in chunks; raises `NotFound` where there is none."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; silent where they are not there."""
+
+
+class SignedFile(Protocol):
+    """One object that a signed link opened, with what its link says of it."""
+
+    size: int
+    media_type: str
+    filename: str
+    inline: bool
+    etag: str
+
+    def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        """The bytes from `start` up to before `stop`, in pieces of at most 1 MiB."""
+
+
+class SignedFiles(Protocol):
+    """The side of a store that honours its own signed links, where the API itself carries the bytes (local disk).
+
+    Both methods raise `Forbidden` for a link that was not signed here or is for another method, and `LinkExpired`.
+    """
+
+    async def open_signed(self, claims: str, signature: str) -> SignedFile:
+        """What the link opens; raises `NotFound` where the object is gone."""
+
+    async def receive_signed(
+        self, claims: str, signature: str, *, headers: Mapping[str, str], body: AsyncIterator[bytes]
+    ) -> str:
+        """Store the body under the link's key and return its ETag, or leave nothing behind.
+
+        `headers` has lower-case names and must be those of the plan. Raises `BadRequest` for another header, size or
+        hash, `AlreadyExists` where the key is written, `NotFound` where the upload has ended, `StorageFull`.
+        """
