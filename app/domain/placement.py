@@ -1,0 +1,149 @@
+"""Who should run what: a pure pairing of lane heads with free slots.
+
+A lane holds the tasks of one submitter with one requirement; a requirement and an offer are label sets, interned and
+immutable, compared as bit masks. Order of tasks: priority, then the submitter that holds fewest slots, then the task's id
+(first in, first out for each submitter). Order of slots: the lowest slot number, then the agent's id, which spreads work
+over the least-loaded agents first and is stable. The caller reads at most k heads for a lane and k slots for an offer:
+whoever runs into that limit asks for another pass.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from uuid import UUID
+
+from app.domain.task import Reason
+
+
+@dataclass(slots=True)
+class LabelBits:
+    """Interns labels as bits, so that "superset" is one machine instruction."""
+
+    _bits: dict[str, int] = field(default_factory=dict)
+
+    def mask(self, labels: Iterable[str]) -> int:
+        return sum(1 << self._bits.setdefault(label, len(self._bits)) for label in frozenset(labels))
+
+
+def satisfies(offer: int, requirement: int) -> bool:
+    """Whether an offer's labels are a superset of a requirement's."""
+    return requirement & ~offer == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A task near the front of its lane; `rank` is the negated priority."""
+
+    task_id: UUID
+    lane_id: int
+    rank: int
+    submitter_id: UUID
+    requirement: int
+
+
+@dataclass(frozen=True, slots=True)
+class FreeSlot:
+    agent_id: UUID
+    no: int
+    offer_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    task_id: UUID
+    lane_id: int
+    rank: int
+    agent_id: UUID
+    slot_no: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lane whose heads found no slot, and why: `NO_MATCHING_AGENT` or `ALL_BUSY`."""
+
+    lane_id: int
+    task_ids: tuple[UUID, ...]
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    assignments: tuple[Assignment, ...] = ()
+    held: tuple[Held, ...] = ()
+
+
+def plan(
+    heads: Iterable[Head],
+    slots: Iterable[FreeSlot],
+    *,
+    offers: Mapping[int, int],
+    holding: Mapping[UUID, int],
+) -> Plan:
+    """Pair heads with slots, each slot once.
+
+    `offers`: offer id -> label mask, of every live agent (also those without a free slot: they tell "busy" from "nobody").
+    `holding`: submitter -> slots held now. Heads of one lane come in the order of rank and id.
+    """
+    lanes = _by_lane(heads)
+    free = _Free(slots, offers)
+    held_by = dict(holding)
+    assignments: list[Assignment] = []
+    held: list[Held] = []
+    queue = [_key(lane[0], held_by) for lane in lanes.values()]
+    heapify(queue)
+    while queue:
+        key = heappop(queue)
+        lane = lanes[key[3]]
+        head = lane[0]
+        if (now := _key(head, held_by)) != key:  # its submitter was given a slot since
+            heappush(queue, now)
+            continue
+        slot = free.take(head.requirement)
+        if slot is None:
+            held.append(Held(head.lane_id, tuple(h.task_id for h in lane), free.why_not(head.requirement)))
+            continue
+        assignments.append(Assignment(head.task_id, head.lane_id, head.rank, slot.agent_id, slot.no))
+        held_by[head.submitter_id] = held_by.get(head.submitter_id, 0) + 1
+        del lane[0]
+        if lane:
+            heappush(queue, _key(lane[0], held_by))
+    return Plan(tuple(assignments), tuple(held))
+
+
+_Key = tuple[int, int, UUID, int]
+
+
+def _key(head: Head, holding: Mapping[UUID, int]) -> _Key:
+    return head.rank, holding.get(head.submitter_id, 0), head.task_id, head.lane_id
+
+
+def _by_lane(heads: Iterable[Head]) -> dict[int, list[Head]]:
+    lanes: dict[int, list[Head]] = {}
+    for head in heads:
+        lanes.setdefault(head.lane_id, []).append(head)
+    return lanes
+
+
+class _Free:
+    """The free slots by offer, each list in the order of use, last first."""
+
+    def __init__(self, slots: Iterable[FreeSlot], offers: Mapping[int, int]) -> None:
+        self._offers = offers
+        self._matching: dict[int, Sequence[int]] = {}
+        self._slots: dict[int, list[FreeSlot]] = {}
+        for slot in sorted(slots, key=lambda slot: (slot.no, slot.agent_id), reverse=True):
+            self._slots.setdefault(slot.offer_id, []).append(slot)
+
+    def take(self, requirement: int) -> FreeSlot | None:
+        stacks = [stack for offer in self._matches(requirement) if (stack := self._slots.get(offer))]
+        if not stacks:
+            return None
+        return min(stacks, key=lambda stack: (stack[-1].no, stack[-1].agent_id)).pop()
+
+    def why_not(self, requirement: int) -> Reason:
+        return Reason.ALL_BUSY if self._matches(requirement) else Reason.NO_MATCHING_AGENT
+
+    def _matches(self, requirement: int) -> Sequence[int]:
+        if requirement not in self._matching:
+            self._matching[requirement] = [o for o, mask in self._offers.items() if satisfies(mask, requirement)]
+        return self._matching[requirement]

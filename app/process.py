@@ -1,0 +1,145 @@
+"""Owns the process: binds the port, opens the App, then runs server and loops side by side.
+
+Signal handlers are installed before uvicorn gets to: it would raise the signal again after draining, and our clean-up
+would be skipped. The first part to fail ends the process; a request to stop ends it cleanly.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+
+from app.asgi import create_asgi
+from app.settings import Settings, WrongSetting
+from app.wiring import App, open_app
+
+log = logging.getLogger(__name__)
+
+DRAIN = 10  # seconds that requests get to end
+AGENT_MESSAGE = 2 * 2**20  # bytes; browsers have a smaller limit of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers: its App, and the address that others call it by."""
+
+    app: App
+    url: str
+
+
+async def serve(settings: Settings, started: Callable[[Running], Awaitable[None]]) -> None:
+    """Serve until SIGTERM, SIGINT or the first failure; `started` is awaited beside it once the server answers.
+
+    Where `started` raises, the process ends with that error.
+    """
+    stop = asyncio.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+    async with serving(settings) as running:
+        begin = asyncio.create_task(_begin(started, running), name="started")
+        asked = asyncio.create_task(stop.wait(), name="stop")
+        await _first_to_end({begin, asked, *running.parts})
+
+
+@dataclass(frozen=True, slots=True)
+class _Serving(Running):
+    parts: frozenset[asyncio.Task[None]]
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[_Serving]:
+    """An open App behind a listening server, with its loops; all of it ends with the context."""
+    with _bound(settings) as listener:
+        settings = settings.model_copy(update=_addresses(settings, listener))
+        async with open_app(settings) as app:
+            server = _Server(_config(app, settings))
+            parts = [asyncio.create_task(server.serve(sockets=[listener]), name="server")]
+            parts += [asyncio.create_task(loop.run(), name=loop.name) for loop in app.loops]
+            try:
+                await _answers(server, parts[0])
+                yield _Serving(app, settings.public_url, frozenset(parts))
+            finally:
+                server.should_exit = True
+                await _end(parts)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: ours ask it to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(app: App, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_asgi(app),
+        lifespan="off",
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=AGENT_MESSAGE,
+        ws_ping_interval=20,
+        ws_ping_timeout=20,
+        ws_per_message_deflate=False,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies or None,
+        timeout_graceful_shutdown=DRAIN,
+    )
+
+
+def _bound(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise WrongSetting(f"host, port: cannot listen on {settings.host}:{settings.port} ({error.strerror})") from None
+    return listener
+
+
+def _addresses(settings: Settings, listener: socket.socket) -> dict[str, object]:
+    port = listener.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return {"port": port, "public_url": (settings.public_url or f"http://{host}:{port}").rstrip("/")}
+
+
+async def _answers(server: uvicorn.Server, serving: "asyncio.Task[None]") -> None:
+    while not server.started:
+        if serving.done():
+            await serving
+            raise RuntimeError("the server ended before it answered")
+        await asyncio.sleep(0.01)
+
+
+async def _begin(started: Callable[[Running], Awaitable[None]], running: Running) -> None:
+    await started(running)
+    await asyncio.Event().wait()  # it is not the end of the process when the greeting is over
+
+
+async def _first_to_end(parts: "set[asyncio.Task[None] | asyncio.Task[bool]]") -> None:
+    done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+    for part in parts - done:
+        if part.get_name() in ("started", "stop"):
+            part.cancel()
+    for part in done:
+        part.result()
+
+
+async def _end(parts: "list[asyncio.Task[None]]") -> None:
+    server, *loops = parts
+    for loop in loops:
+        loop.cancel()
+    results = await asyncio.gather(server, *loops, return_exceptions=True)
+    for part, result in zip(parts, results, strict=True):
+        if isinstance(result, Exception):
+            log.error("part ended with an error", exc_info=result, extra={"part": part.get_name()})
