@@ -1,15 +1,18 @@
 """Files as the product knows them: the keys they are stored under, the names and types shown for them.
 
-Keys are made of ids that the server chose; what an agent or a browser says of a file (name, media type) is shown or sent
-as a header after it was cleaned here, and never becomes a path.
+Keys are made of ids that the server chose; what an agent or a browser says of a file (name, media type) is shown or
+sent as a header after it was cleaned here, and never becomes a path.
 """
 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from urllib.parse import quote
 from uuid import UUID
+
+from app.domain.errors import Fault, InvalidInput
 
 NAME_BYTES = 255
 UNNAMED = "file"
@@ -54,6 +57,33 @@ _MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,62}/[a-z0-9][a-z0-9!#$&^_
 _DECEIVING = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
 _UNSHOWN = frozenset({"Cc", "Cs", "Co", "Cn", "Zl", "Zp"})
 _LONGEST_SUFFIX = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedRequest:
+    """A request that its holder may make without further identity, until it expires."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadPlan:
+    """How to bring one object in: one request, or one for each part. `part_size` in bytes is 0 for a single request."""
+
+    requests: tuple[SignedRequest, ...]
+    part_size: int = 0
+    upload_id: str = ""  # the store's own name of a multipart upload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """What the store says of an object; `sha256` (32 bytes) where the store verified it itself."""
+
+    size: int
+    media_type: str
+    sha256: bytes | None = None
 
 
 def lease_prefix(team_id: UUID, task_id: UUID, lease_no: int) -> str:
@@ -121,6 +151,15 @@ def part_sizes(size: int, part_size: int) -> tuple[int, ...]:
         return (size,)
     full, rest = divmod(size, part_size)
     return (part_size,) * full + ((rest,) if rest else ())
+
+
+def check_parts(size: int, parts: Sequence[bytes], part_size: int) -> None:
+    """Raise `InvalidInput` unless there is a hash for each part of an upload that is above one part, and else none."""
+    expected = len(part_sizes(size, part_size)) if size > part_size else 0
+    if len(parts) != expected:
+        raise InvalidInput(
+            [Fault(("parts",), f"expected {expected} hashes, of parts of {part_size} bytes, found {len(parts)}")]
+        )
 
 
 def composite(parts: Sequence[bytes]) -> bytes:

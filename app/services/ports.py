@@ -1,9 +1,13 @@
 """What the use cases need from the outside. Adapters satisfy these by shape; each port has one conformance suite."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
+
+# Values of the object store's port: the adapters below this layer make them.
+from app.domain.output import SignedRequest as SignedRequest
+from app.domain.output import StoredObject as StoredObject
+from app.domain.output import UploadPlan as UploadPlan
 
 
 class Clock(Protocol):
@@ -13,7 +17,7 @@ class Clock(Protocol):
 
 
 Receive = Callable[[bytes | None], None]
-"""Called for each message of a channel, in order, in the event loop; must not block. `None`: messages may have been lost."""
+"""Called for each message of a channel, in order, in the event loop; must not block. `None`: some may be lost."""
 
 
 class Subscription(Protocol):
@@ -29,41 +33,14 @@ class Bus(Protocol):
         """Put the message on its way: never waits, never raises, drops when the bus is away."""
 
     async def subscribe(self, channel: str, receive: Receive) -> Subscription:
-        """Listen to `channel`; once this returns, what is published is received, or `receive(None)` says it may be lost.
+        """Listen to `channel`; once this returns, what is published is received, or `receive(None)` says it may not be.
 
         Returns within 0.5 s also when the bus is away; it then listens as soon as the bus is back.
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignedRequest:
-    """A request that its holder may make without further identity, until it expires."""
-
-    method: str
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadPlan:
-    """How to bring one object in: one request, or one for each part. `part_size` in bytes is 0 for a single request."""
-
-    requests: tuple[SignedRequest, ...]
-    part_size: int = 0
-    upload_id: str = ""  # the store's own name of a multipart upload
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredObject:
-    """What the store says of an object; `sha256` (32 bytes) where the store verified it itself."""
-
-    size: int
-    media_type: str
-    sha256: bytes | None = None
-
-
 class ObjectStore(Protocol):
-    """Objects by key, moved by whoever holds a signed request; the API itself carries no bytes where the store can sign.
+    """Objects by key, moved by whoever holds a signed request; the API carries no bytes where the store can sign.
 
     Every method raises `StorageUnavailable` when the store does not answer within its timeout.
     """
@@ -74,15 +51,21 @@ class ObjectStore(Protocol):
     async def plan_upload(
         self, key: str, *, size: int, sha256: bytes, parts: Sequence[bytes], media_type: str, expires: timedelta
     ) -> UploadPlan:
-        """Signed PUTs for exactly `size` bytes; `sha256` is of the whole, `parts` of each part (empty for a single PUT).
+        """Signed PUTs of exactly `size` bytes; `sha256` is of the whole, `parts` of each part (empty for a single PUT).
 
-        The key is written once: a second object under it is refused by the store.
+        Every header of a request must be sent. The key is written once: the store refuses a second object under it
+        (412), which to a sender that repeats itself says that it is done. `InvalidInput` unless there are as many
+        `parts` as the size asks for: none up to `part_size`.
         """
 
     async def finish_upload(
         self, key: str, *, upload_id: str, size: int, sha256: bytes, parts: Sequence[bytes]
     ) -> StoredObject | None:
-        """Close the upload and say what the store holds; None where the object is missing or parts are incomplete."""
+        """Close the upload and say what the store holds; None where that is not, or not wholly, what was planned.
+
+        May be repeated: an upload that was closed before is found again. The `sha256` of what came in parts is not
+        known to the store: it has verified each part, and compares the composite of them.
+        """
 
     async def abort_upload(self, key: str, *, upload_id: str) -> None:
         """Forget an unfinished upload and its parts; silent where there is none."""
@@ -107,11 +90,20 @@ class ObjectStore(Protocol):
 class SignedFile(Protocol):
     """One object that a signed link opened, with what its link says of it."""
 
-    size: int
-    media_type: str
-    filename: str
-    inline: bool
-    etag: str
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def media_type(self) -> str: ...
+
+    @property
+    def filename(self) -> str: ...
+
+    @property
+    def inline(self) -> bool: ...
+
+    @property
+    def etag(self) -> str: ...
 
     def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
         """The bytes from `start` up to before `stop`, in pieces of at most 1 MiB."""
