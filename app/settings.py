@@ -1,4 +1,4 @@
-"""Every knob, typed, read once and passed on as values: `RUNYARD_<NAME>` in the environment or `--<name>` on the command line.
+"""Every knob, typed, read once and passed on as values: `RUNYARD_<NAME>` in the environment, or `--<name>`.
 
 `python -m app.settings` prints the table that `docs/configuration.md` holds.
 """
@@ -23,7 +23,7 @@ class WrongSetting(Exception):
 
 
 class Settings(BaseSettings):
-    """How one server process runs. Without any setting it is complete: embedded servers, loopback, files on local disk."""
+    """How one server process runs. Without a setting it is complete: embedded servers, loopback, local disk."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -34,11 +34,14 @@ class Settings(BaseSettings):
         "", description="What browsers and agents call this server; decides origins, cookies and signed links."
     )
     allowed_origins: str = Field("", description="Further browser origins, comma separated, exact.")
-    trusted_proxies: str = Field("", description="Addresses of proxies whose forwarding headers count, comma separated.")
+    trusted_proxies: str = Field(
+        "", description="Addresses of proxies whose forwarding headers count, comma separated."
+    )
 
     # Where it keeps things.
     data_dir: Path = Field(
-        default_factory=lambda: default_data_dir(os.environ), description="Directory of the embedded servers, files and keys."
+        default_factory=lambda: default_data_dir(os.environ),
+        description="Directory of the embedded servers, files and keys.",
     )
     database_url: SecretStr = Field(
         SecretStr(""), description="PostgreSQL 18 or newer, `postgresql://..`; empty: our own in the data directory."
@@ -55,13 +58,13 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr = Field(SecretStr(""), description="S3 secret key.")
     secret_key: SecretStr = Field(
         SecretStr(""),
-        description="Signs assignment tokens and file links; at least 32 characters, the newest first, comma separated. "
+        description="Signs assignment tokens and file links; at least 32 characters; several by commas, newest first. "
         "Empty: made once in the data directory. Replicas share it.",
     )
     pepper: SecretStr = Field(
         SecretStr(""),
-        description="Keys the hashes of credentials; at least 32 characters, never changed. Empty: made once in the data "
-        "directory. Replicas share it.",
+        description="Keys the hashes of credentials; at least 32 characters, never changed. Empty: made once in the "
+        "data directory. Replicas share it.",
     )
 
     # Timings, in seconds.
@@ -69,8 +72,12 @@ class Settings(BaseSettings):
     beat: float = Field(5.0, gt=0, description="Agents give a sign of life this often.")
     lease: float = Field(30.0, gt=0, description="An agent without a sign of life for so long is lost.")
     sweep: float = Field(5.0, gt=0, description="Ended leases are looked for this often.")
-    acknowledge: float = Field(10.0, gt=0, description="An agent acknowledges a task within this, else another gets it.")
-    cancel_grace: float = Field(10.0, ge=0, description="From the request to stop until a cancelled process group is killed.")
+    acknowledge: float = Field(
+        10.0, gt=0, description="An agent acknowledges a task within this, else another gets it."
+    )
+    cancel_grace: float = Field(
+        10.0, ge=0, description="From the request to stop until a cancelled process group is killed."
+    )
     signed_url: float = Field(900.0, ge=1, description="Signed links of files live so long.")
     session: float = Field(14 * 86400.0, ge=60, description="A session without use ends after this.")
     operation: float = Field(10.0, gt=0, description="A GraphQL operation takes at most so long.")
@@ -141,7 +148,8 @@ def load(overrides: Mapping[str, Any] | None = None) -> Settings:
 
 
 FOREIGN = frozenset(
-    f"{PREFIX}{name}" for name in ("AGENT_KEY", "AGENT_CONFIG", "URL", "KEY", "PARAMETERS", "INPUTS", "OUTPUTS", "EVENTS_FD")
+    f"{PREFIX}{name}"
+    for name in ("AGENT_KEY", "AGENT_CONFIG", "URL", "KEY", "PARAMETERS", "INPUTS", "OUTPUTS", "EVENTS_FD")
 )
 """Variables of the agent and of what it runs, which may stand in the same environment."""
 
@@ -171,7 +179,13 @@ def table() -> list[tuple[str, str, str]]:
     for name, info in Settings.model_fields.items():
         default = "~/.local/share/runyard" if name == "data_dir" else info.default
         shown = default.get_secret_value() if isinstance(default, SecretStr) else default
-        rows.append((name, "empty" if shown == "" else f"{shown:g}" if isinstance(shown, float) else str(shown), info.description or ""))
+        rows.append(
+            (
+                name,
+                "empty" if shown == "" else f"{shown:g}" if isinstance(shown, float) else str(shown),
+                info.description or "",
+            )
+        )
     return rows
 
 
@@ -206,8 +220,9 @@ def markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "Generated by `make docs` from `app/settings.py`. Each setting is `RUNYARD_<NAME>` in the environment or `--<name>` on",
-        "the command line of `runyard serve`; the command line wins. A wrong one stops the start with a sentence that names it.",
+        "Generated by `make docs` from `app/settings.py`. Each setting is `RUNYARD_<NAME>` in the environment or `--<name>`",
+        "on the command line of `runyard serve`; the command line wins. A wrong one stops the start with a sentence that",
+        "names it.",
         "",
         "| setting | default | meaning |",
         "|---|---|---|",

@@ -107,7 +107,7 @@ class CursorExpired(DomainError):
 
 
 class Resync(DomainError):
-    """The reader was dropped (slow, or the log began a new epoch): read again from its last cursor, or from the start."""
+    """The reader was dropped (slow, or a new log epoch began): read again from its last cursor, or from the start."""
 
     code = Code.RESYNC
 

@@ -3,7 +3,7 @@
 On the bus and in the table an event is a small JSON body with its version in `v`; this file says what stands in it.
 
     status  {"v":1, "from": state|null, "state": state, "reason": reason|null, "attempt": n, "agent": uuid|null}
-    log     {"v":1, "attempt": n, "stream": "stdout"|"stderr"|"system", "level": "info"|.., "firstLine": n, "lines": [text, ..]}
+    log     {"v":1, "attempt": n, "stream": "stdout"|"stderr"|"system", "level": "info"|.., "firstLine": n, "lines": [..]}
     output  {"v":1, "attempt": n, "output": uuid, "name": text, "size": n, "mediaType": text}
 """
 
@@ -83,7 +83,7 @@ BUS_LIMIT = 32 * 1024
 
 
 def encode_batch(batch: Batch) -> bytes:
-    """The batch as one bus message: `[epoch, first, last, state, events|null, progress|null, preview|null, revision]`."""
+    """The batch as a bus message: `[epoch, first, last, state, events|null, progress|null, preview|null, revision]`."""
     events = None if batch.events is None else [[e.seq, e.at.isoformat(), e.kind, e.body] for e in batch.events]
     head = [batch.epoch, batch.first, batch.last, batch.state]
     message = orjson.dumps([*head, events, batch.progress, batch.preview, batch.revision])

@@ -20,7 +20,7 @@ _MAC = 16
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One assignment of a task to an agent: `number` only grows for a task; `attempt` counts acknowledged tries from 1."""
+    """One assignment of a task to an agent: `number` only grows; `attempt` counts acknowledged tries from 1."""
 
     task_id: UUID
     agent_id: UUID

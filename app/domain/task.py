@@ -4,6 +4,7 @@ Statements take the states that a verb may leave from `sources`, so that the dat
 `python -m app.domain.task` prints the picture that the documentation shows.
 """
 
+import sys
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from uuid import UUID
@@ -124,7 +125,9 @@ class Task:
     agent_id: UUID | None = None
     attempts: int = 0  # acknowledged tries
 
-    def apply(self, verb: Verb, *, agent_id: UUID | None = None, reason: Reason | None = None) -> "tuple[Task, StatusChanged]":
+    def apply(
+        self, verb: Verb, *, agent_id: UUID | None = None, reason: Reason | None = None
+    ) -> "tuple[Task, StatusChanged]":
         """Return the task after `verb` and the fact to record; `agent_id` is the taker of an assignment."""
         to = after(self.state, verb)
         task = replace(
@@ -154,4 +157,4 @@ def picture() -> str:
 
 
 if __name__ == "__main__":
-    print(picture())
+    sys.stdout.write(picture() + "\n")

@@ -1,7 +1,7 @@
 """One background duty: tick, wake early, back off on failure, give up after too many.
 
-Loops hold no logic: the tick is a service method that returns how much it did. Stopping is cancelling the task that runs
-`run`; a tick that is under way is cancelled with it, which is safe because every use case is one transaction.
+Loops hold no logic: the tick is a service method that returns how much it did. Stopping is cancelling the task that
+runs `run`; a tick that is under way is cancelled with it, which is safe because every use case is one transaction.
 """
 
 import asyncio
