@@ -3,7 +3,7 @@
 On the bus and in the table an event is a small JSON body with its version in `v`; this file says what stands in it.
 
     status  {"v":1, "from": state|null, "state": state, "reason": reason|null, "attempt": n, "agent": uuid|null}
-    log     {"v":1, "attempt": n, "stream": "stdout"|"stderr"|"system", "level": "info"|.., "firstLine": n, "lines": [..]}
+    log     {"v":1, "attempt": n, "stream": "stdout"|"stderr"|"system", "level": level, "firstLine": n, "lines": [..]}
     output  {"v":1, "attempt": n, "output": uuid, "name": text, "size": n, "mediaType": text}
 """
 

@@ -3,8 +3,8 @@
 A lane holds the tasks of one submitter with one requirement; a requirement and an offer are label sets, interned and
 immutable, compared as bit masks. Order of tasks: priority, then the submitter that holds fewest slots, then the task's
 id (first in, first out for each submitter). Order of slots: the lowest slot number, then the agent's id, which spreads
-work over the least-loaded agents first and is stable. The caller reads at most k heads for a lane and k slots for an offer:
-whoever runs into that limit asks for another pass.
+work over the least-loaded agents first and is stable. The caller reads at most k heads for a lane and k slots
+for an offer: whoever runs into that limit asks for another pass.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -81,7 +81,7 @@ def plan(
 ) -> Plan:
     """Pair heads with slots, each slot once.
 
-    `offers`: offer id -> label mask, of every live agent (those without a free slot too: they tell "busy" from "nobody").
+    `offers`: offer id -> label mask, of every live agent, busy ones too: they tell "all busy" from "nobody".
     `holding`: submitter -> slots held now. Heads of one lane come in the order of rank and id.
     """
     lanes = _by_lane(heads)
