@@ -1,1 +1,1 @@
-"""The front ends' contract, at /graphql."""
+"""The front ends' contract at `/graphql`; `schema.py` says how to add a noun."""

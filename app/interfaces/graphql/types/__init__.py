@@ -1,0 +1,1 @@
+"""The types of the graph, one file a noun; they name each other by lazy types."""
