@@ -103,7 +103,7 @@ class Child:
             async with asyncio.timeout(grace):
                 await self.wait()
                 # Members that outlive their leader have the rest of the grace; nobody tells us of their end.
-                while _signal_group(self.pid, 0):  # noqa: ASYNC110
+                while _signal_group(self.pid, 0):
                     await asyncio.sleep(POLL)
 
     def _reap(self, loop: asyncio.AbstractEventLoop) -> None:
