@@ -21,6 +21,8 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+import asyncpg
+
 from app.domain.events import Event
 from app.domain.lease import Lease
 from app.domain.task import TaskState
@@ -185,6 +187,9 @@ class Reclaimed:
 
 class Hot:
     """The hot statements over one pool. Each method is one commit; results come in the order of the items."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        self._pool = pool
 
     async def submit(self, items: Sequence[NewTask]) -> list[SubmitResult]: ...
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from tortoise import fields
 from tortoise.contrib.postgres.fields import ArrayField
-from tortoise.fields import SqlDefault
+from tortoise.fields import OnDelete, SqlDefault
 from tortoise.models import Model
 
 V7 = SqlDefault("uuidv7()")
@@ -57,6 +57,7 @@ class MembershipRow(Model):
     class Meta:
         table = "membership"
         unique_together = (("team", "user"),)
+        indexes = (("user_id",),)
 
 
 class InvitationRow(Model):
@@ -68,7 +69,9 @@ class InvitationRow(Model):
     email = fields.CharField(max_length=320)
     role = fields.CharField(max_length=16)
     token_hash = fields.CharField(max_length=64, unique=True)
-    invited_by: fields.ForeignKeyRelation[UserRow] = fields.ForeignKeyField("models.UserRow", related_name="invitations")
+    invited_by: fields.ForeignKeyRelation[UserRow] = fields.ForeignKeyField(
+        "models.UserRow", related_name="invitations", on_delete=OnDelete.RESTRICT
+    )
     invited_by_id: UUID
     created_at = fields.DatetimeField(db_default=NOW)
     expires_at = fields.DatetimeField()
@@ -77,6 +80,7 @@ class InvitationRow(Model):
 
     class Meta:
         table = "invitation"
+        indexes = (("team_id",),)
 
 
 class SessionRow(Model):
@@ -94,6 +98,7 @@ class SessionRow(Model):
 
     class Meta:
         table = "session"
+        indexes = (("user_id",),)
 
 
 class LinkRow(Model):
@@ -128,7 +133,9 @@ class CredentialRow(Model):
     labels: Any = ArrayField(element_type="text", null=True)  # agent keys: pinned labels, None: any
     max_slots = fields.IntField(null=True)
     workflows: Any = ArrayField(element_type="uuid", null=True)
-    made_by: fields.ForeignKeyRelation[UserRow] = fields.ForeignKeyField("models.UserRow", related_name="credentials")
+    made_by: fields.ForeignKeyRelation[UserRow] = fields.ForeignKeyField(
+        "models.UserRow", related_name="credentials", on_delete=OnDelete.RESTRICT
+    )
     made_by_id: UUID
     created_at = fields.DatetimeField(db_default=NOW)
     expires_at = fields.DatetimeField(null=True)
@@ -137,6 +144,7 @@ class CredentialRow(Model):
 
     class Meta:
         table = "credential"
+        indexes = (("team_id",),)
 
 
 class WorkflowRow(Model):
@@ -178,7 +186,7 @@ class WorkflowVersionRow(Model):
     retry: Any = fields.JSONField()  # {"max": 0, "on": ["agent_lost", ...]}
     note = fields.CharField(max_length=500)
     created_by: fields.ForeignKeyRelation[UserRow] = fields.ForeignKeyField(
-        "models.UserRow", related_name="workflow_versions"
+        "models.UserRow", related_name="workflow_versions", on_delete=OnDelete.RESTRICT
     )
     created_by_id: UUID
     created_at = fields.DatetimeField(db_default=NOW)
@@ -258,6 +266,7 @@ class UploadRow(Model):
 
     class Meta:
         table = "upload"
+        indexes = (("team_id",),)
 
 
 class IdempotencyRow(Model):

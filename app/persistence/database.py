@@ -1,0 +1,295 @@
+"""The open database: who may use which connection, and the schema that they find.
+
+How the other modules of this package reach PostgreSQL:
+
+- the ORM (`TeamRow.filter(...)`, `await row.save()`) anywhere below an open database; several of its statements as one
+  commit inside `async with database.transaction():`
+- reads by SQL: `await database.fetch(sql, *args)`, `fetchrow`, `fetchval`; rows are `asyncpg.Record`, jsonb is Python
+- one SQL write that is a commit of its own: `await database.execute(sql, *args)`, or `fetch*` with RETURNING
+- several SQL statements as one commit: `async with database.connection() as c:` (a transaction on one connection)
+- the hot statements: `database.batched.submit(...)` for one item of a request, `database.hot.sweep(...)` for loops
+
+A module takes the `Database` explicitly, as the first argument of its functions or of its class: no global, no context
+variable of ours. Never call `batched` inside `transaction()`: it would wait for a commit that waits for it, and raises.
+
+Invariants:
+1. Connections are opened before the server starts and closed with the context.
+2. The server is PostgreSQL 18 or newer and has at least this version's schema, or opening fails with a sentence.
+3. `log_epoch` grows when the server's timeline does: events may have been lost, and cursors of the old epoch are void.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import tortoise.context
+from tortoise.context import TortoiseContext, get_current_context, set_global_context
+from tortoise.migrations.executor import MigrationExecutor
+from tortoise.transactions import in_transaction
+
+from app.domain.errors import Unavailable
+from app.persistence.connections import COMMAND, CONNECT, HOT, LIMITS, MIGRATING, connect, create_pool, translated
+from app.persistence.hot import Hot
+from app.persistence.partitions import make_partitions
+
+log = logging.getLogger(__name__)
+
+Record = asyncpg.Record
+Connection = Any  # asyncpg.Connection, or the pool's proxy of one
+
+OLDEST = 18  # major version of PostgreSQL: uuidv7()
+_MIGRATIONS = Path(__file__).with_name("migrations")
+
+inside_transaction: ContextVar[bool] = ContextVar("inside_transaction", default=False)
+"""True in the body of `transaction()` and `connection()`, where waiting for another commit is a mistake."""
+
+
+class WrongDatabase(Exception):
+    """This database cannot be used; the message says what was expected, what was found, and what to do."""
+
+
+class UnsupportedServer(WrongDatabase):
+    """The server is older than what Runyard needs."""
+
+
+class SchemaOutdated(WrongDatabase):
+    """The tables are older than this version of Runyard."""
+
+
+class Database:
+    """Pools over one PostgreSQL; `open_database` makes it."""
+
+    def __init__(self, *, reads: "asyncpg.Pool[Record]", hot: Hot, orm: TortoiseContext, epoch: "_Epoch") -> None:
+        self._reads = reads
+        self._orm = orm
+        self._epoch = epoch
+        self.hot = hot
+
+    @property
+    def log_epoch(self) -> int:
+        """The epoch of the event log that cursors of now belong to."""
+        return self._epoch.number
+
+    async def fetch(self, sql: str, *args: Any) -> list[Record]:
+        """Every row of one statement."""
+        with translated():
+            async with self._reads.acquire(timeout=COMMAND) as connection:
+                return await connection.fetch(sql, *args)
+
+    async def fetchrow(self, sql: str, *args: Any) -> Record | None:
+        """The first row of one statement, or None."""
+        with translated():
+            async with self._reads.acquire(timeout=COMMAND) as connection:
+                return await connection.fetchrow(sql, *args)
+
+    async def fetchval(self, sql: str, *args: Any) -> Any:
+        """The first column of the first row, or None."""
+        with translated():
+            async with self._reads.acquire(timeout=COMMAND) as connection:
+                return await connection.fetchval(sql, *args)
+
+    async def execute(self, sql: str, *args: Any) -> str:
+        """Run one statement as its own commit; the command tag, such as `UPDATE 1`."""
+        with translated():
+            async with self._reads.acquire(timeout=COMMAND) as connection:
+                return await connection.execute(sql, *args)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection in a transaction: committed at the end of the block, rolled back by an exception."""
+        with translated():
+            async with self._reads.acquire(timeout=COMMAND) as connection, connection.transaction():
+                token = inside_transaction.set(True)
+                try:
+                    yield connection
+                finally:
+                    inside_transaction.reset(token)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """The ORM's statements in the block are one commit; rolled back by an exception."""
+        with translated():
+            async with in_transaction("default"):
+                token = inside_transaction.set(True)
+                try:
+                    yield
+                finally:
+                    inside_transaction.reset(token)
+
+
+@asynccontextmanager
+async def open_database(url: str, *, hot_size: int = 6, cold_size: int = 8) -> AsyncIterator[Database]:
+    """Open the database of `url`; raises `WrongDatabase` for a wrong server or schema, `Unavailable` for none.
+
+    `hot_size` connections write tasks; twice `cold_size` serve everything else.
+    """
+    await _check(url)
+    epoch = _Epoch()
+    async with AsyncExitStack() as stack:
+        reads = await stack.enter_async_context(_pool(url, size=cold_size, settings=LIMITS, role="runyard_app"))
+        hot = await stack.enter_async_context(
+            _pool(url, size=hot_size, settings={**LIMITS, **HOT}, role="runyard_engine", epoch=epoch)
+        )
+        orm = await stack.enter_async_context(_orm(url, {**LIMITS}, size=cold_size))
+        with translated():
+            await make_partitions(reads)
+        yield Database(reads=reads, hot=Hot(hot), orm=orm, epoch=epoch)
+
+
+async def migrate(url: str) -> list[str]:
+    """Bring the schema to this version and return the names of the migrations that ran.
+
+    Safe when several start at once: one migrates, the others wait and find nothing to do.
+    """
+    connection = await connect(url)
+    try:
+        _check_server(connection)
+        await connection.execute("SELECT pg_advisory_lock(hashtext('runyard'), hashtext('migrate'))")
+        ran = await _apply(url)
+        with translated():
+            await make_partitions(connection)
+        return ran
+    finally:
+        await connection.close(timeout=CONNECT)
+
+
+async def _apply(url: str) -> list[str]:
+    ran: list[str] = []
+
+    def note(event: str, _app: str, name: str) -> None:
+        if event == "apply_done":
+            ran.append(name)
+            log.info("migrated to %s", name)
+
+    async with _orm(url, MIGRATING, size=2, reachable=False) as orm:
+        executor = MigrationExecutor(orm.db(), orm_config(url, MIGRATING, 2)["apps"])
+        await executor.migrate(direction="forward", progress=note)
+    return ran
+
+
+@asynccontextmanager
+async def _pool(
+    url: str, *, size: int, settings: Any, role: str, epoch: "_Epoch | None" = None
+) -> AsyncIterator["asyncpg.Pool[Record]"]:
+    async def ready(connection: Connection) -> None:
+        if await connection.fetchval(_MAY_ACT_AS, role):
+            await connection.execute(f"SET ROLE {role}")
+        if epoch is not None:
+            await epoch.follow(connection)
+
+    pool = await create_pool(url, size=size, settings=settings, checked=ready)
+    try:
+        yield pool
+    finally:
+        with translated():
+            await _close(pool)
+
+
+async def _close(pool: "asyncpg.Pool[Record]") -> None:
+    """Let statements end, but not for longer than any of them may take."""
+    try:
+        await asyncio.wait_for(pool.close(), COMMAND)
+    except TimeoutError:
+        pool.terminate()
+
+
+_MAY_ACT_AS = "SELECT to_regrole($1::text) IS NOT NULL AND pg_has_role(current_user, to_regrole($1::text), 'SET')"
+
+
+@asynccontextmanager
+async def _orm(url: str, settings: Any, *, size: int, reachable: bool = True) -> AsyncIterator[TortoiseContext]:
+    """Tortoise over `url`; where `reachable`, also from tasks that began outside of this context."""
+    context = TortoiseContext()
+    async with context:
+        await context.init(config=orm_config(url, settings, size))
+        if reachable and get_current_context() is context and not _has_global():
+            set_global_context(context)
+        yield context
+
+
+def _has_global() -> bool:
+    return tortoise.context._global_context is not None
+
+
+def orm_config(url: str, settings: Any = MIGRATING, size: int = 2) -> dict[str, Any]:
+    """Tortoise's configuration; its command line may use it to make migrations."""
+    credentials = {
+        "dsn": url,
+        "minsize": 1,
+        "maxsize": size,
+        "timeout": CONNECT,
+        "server_settings": dict(settings),
+    }
+    if settings is not MIGRATING:
+        credentials["command_timeout"] = COMMAND
+    return {
+        "connections": {"default": {"engine": "app.persistence.connections", "credentials": credentials}},
+        "apps": {
+            "models": {
+                "models": ["app.persistence.models"],
+                "migrations": "app.persistence.migrations",
+                "default_connection": "default",
+            }
+        },
+    }
+
+
+async def _check(url: str) -> None:
+    connection = await connect(url, LIMITS)
+    try:
+        _check_server(connection)
+        with translated():
+            await _check_schema(connection)
+    finally:
+        await connection.close(timeout=CONNECT)
+
+
+def _check_server(connection: Connection) -> None:
+    version = connection.get_server_version()
+    if version.major < OLDEST:
+        raise UnsupportedServer(f"expected PostgreSQL {OLDEST} or newer, found {version.major}.{version.minor}")
+
+
+async def _check_schema(connection: Connection) -> None:
+    if not await connection.fetchval("SELECT to_regclass('tortoise_migrations') IS NOT NULL"):
+        raise SchemaOutdated("the database has no tables of Runyard yet: run `runyard migrate`")
+    rows = await connection.fetch("SELECT name FROM tortoise_migrations WHERE app = 'models'")
+    if missing := sorted(migration_names() - {row["name"] for row in rows}):
+        raise SchemaOutdated(f"the tables are older than this version, {missing[0]} is missing: run `runyard migrate`")
+
+
+def migration_names() -> set[str]:
+    """The migrations of this version."""
+    return {path.stem for path in _MIGRATIONS.glob("[0-9]*.py")}
+
+
+class _Epoch:
+    """Follows the server's timeline, from each new connection of the hot pool."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._timeline = 0
+
+    async def follow(self, connection: Connection) -> None:
+        """Raise `Unavailable` for a server that is behind the highest timeline ever seen: an old primary."""
+        timeline = await connection.fetchval(_TIMELINE)
+        row = await connection.fetchrow(_NEXT_EPOCH, timeline)
+        row = row or await connection.fetchrow("SELECT epoch, timeline FROM log_epoch")
+        if timeline < max(row["timeline"], self._timeline):
+            raise Unavailable(f"expected timeline {row['timeline']} of the database or a later one, found {timeline}")
+        if self.number and row["epoch"] != self.number:
+            log.warning("the database's timeline changed: cursors of log epoch %s are void", self.number)
+        self.number, self._timeline = row["epoch"], timeline
+
+
+_TIMELINE = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
+
+# The first timeline that is ever seen begins epoch 1; each later one begins the next.
+_NEXT_EPOCH = """
+UPDATE log_epoch SET epoch = epoch + (timeline > 0)::int, timeline = $1 WHERE timeline < $1 RETURNING epoch, timeline
+"""
