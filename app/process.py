@@ -9,8 +9,9 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import uvicorn
 
@@ -20,40 +21,47 @@ from app.wiring import App, open_app
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 DRAIN = 10  # seconds that requests get to end
 AGENT_MESSAGE = 2 * 2**20  # bytes; browsers have a smaller limit of their own
+SOCKET_PING = 20  # seconds, and as long for its answer
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that answers: its App, and the address that others call it by."""
+    """A server that answers: its App, the address that others call it by, and what ends it."""
 
     app: App
     url: str
+    parts: Sequence["asyncio.Task[Any]"]
+    stop: asyncio.Event
 
+    async def until_end(self) -> None:
+        """Return when SIGTERM or SIGINT asks to stop; raise what the first failing part raised."""
+        await self.beside(asyncio.Event().wait())
 
-async def serve(settings: Settings, started: Callable[[Running], Awaitable[None]]) -> None:
-    """Serve until SIGTERM, SIGINT or the first failure; `started` is awaited beside it once the server answers.
-
-    Where `started` raises, the process ends with that error.
-    """
-    stop = asyncio.Event()
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
-    async with serving(settings) as running:
-        begin = asyncio.create_task(_begin(started, running), name="started")
-        asked = asyncio.create_task(stop.wait(), name="stop")
-        await _first_to_end({begin, asked, *running.parts})
-
-
-@dataclass(frozen=True, slots=True)
-class _Serving(Running):
-    parts: frozenset[asyncio.Task[None]]
+    async def beside(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Do `work` while serving and return its result; None where the request to stop came first."""
+        mine = asyncio.create_task(work)
+        asked = asyncio.create_task(self.stop.wait())
+        try:
+            done, _ = await asyncio.wait({mine, asked, *self.parts}, return_when=asyncio.FIRST_COMPLETED)
+            for part in done - {mine, asked}:
+                part.result()
+            return mine.result() if mine in done else None
+        finally:
+            for task in (mine, asked):
+                task.cancel()
+            await asyncio.gather(mine, asked, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[_Serving]:
-    """An open App behind a listening server, with its loops; all of it ends with the context."""
+async def serving(settings: Settings) -> AsyncIterator[Running]:
+    """An open App behind a listening server, with its loops and signal handlers; all of it ends with the context."""
+    stop = asyncio.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
     with _bound(settings) as listener:
         settings = settings.model_copy(update=_addresses(settings, listener))
         async with open_app(settings) as app:
@@ -62,7 +70,7 @@ async def serving(settings: Settings) -> AsyncIterator[_Serving]:
             parts += [asyncio.create_task(loop.run(), name=loop.name) for loop in app.loops]
             try:
                 await _answers(server, parts[0])
-                yield _Serving(app, settings.public_url, frozenset(parts))
+                yield Running(app, settings.public_url, parts, stop)
             finally:
                 server.should_exit = True
                 await _end(parts)
@@ -83,8 +91,8 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
         http="httptools",
         ws="websockets-sansio",
         ws_max_size=AGENT_MESSAGE,
-        ws_ping_interval=20,
-        ws_ping_timeout=20,
+        ws_ping_interval=SOCKET_PING,
+        ws_ping_timeout=SOCKET_PING,
         ws_per_message_deflate=False,
         log_config=None,
         access_log=False,
@@ -103,7 +111,8 @@ def _bound(settings: Settings) -> socket.socket:
         listener.bind((settings.host, settings.port))
     except OSError as error:
         listener.close()
-        raise WrongSetting(f"host, port: cannot listen on {settings.host}:{settings.port} ({error.strerror})") from None
+        where = f"{settings.host}:{settings.port}"
+        raise WrongSetting(f"host, port: cannot listen on {where} ({error.strerror or error})") from None
     return listener
 
 
@@ -113,29 +122,15 @@ def _addresses(settings: Settings, listener: socket.socket) -> dict[str, object]
     return {"port": port, "public_url": (settings.public_url or f"http://{host}:{port}").rstrip("/")}
 
 
-async def _answers(server: uvicorn.Server, serving: "asyncio.Task[None]") -> None:
+async def _answers(server: uvicorn.Server, part: "asyncio.Task[None]") -> None:
     while not server.started:
-        if serving.done():
-            await serving
+        if part.done():
+            await part
             raise RuntimeError("the server ended before it answered")
         await asyncio.sleep(0.01)
 
 
-async def _begin(started: Callable[[Running], Awaitable[None]], running: Running) -> None:
-    await started(running)
-    await asyncio.Event().wait()  # it is not the end of the process when the greeting is over
-
-
-async def _first_to_end(parts: "set[asyncio.Task[None] | asyncio.Task[bool]]") -> None:
-    done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-    for part in parts - done:
-        if part.get_name() in ("started", "stop"):
-            part.cancel()
-    for part in done:
-        part.result()
-
-
-async def _end(parts: "list[asyncio.Task[None]]") -> None:
+async def _end(parts: "Sequence[asyncio.Task[None]]") -> None:
     server, *loops = parts
     for loop in loops:
         loop.cancel()
