@@ -2,15 +2,16 @@
 
 How the other modules of this package reach PostgreSQL:
 
-- the ORM (`TeamRow.filter(...)`, `await row.save()`) anywhere below an open database; several of its statements as one
-  commit inside `async with database.transaction():`
-- reads by SQL: `await database.fetch(sql, *args)`, `fetchrow`, `fetchval`; rows are `asyncpg.Record`, jsonb is Python
-- one SQL write that is a commit of its own: `await database.execute(sql, *args)`, or `fetch*` with RETURNING
-- several SQL statements as one commit: `async with database.connection() as c:` (a transaction on one connection)
+Cold tables, by the ambient connection of the ORM, no argument needed below an open database:
+- the ORM itself (`TeamRow.filter(...)`, `await row.save()`) and `await rows(sql, *args)`, with jsonb as text
+- `async with transaction():` makes one commit of all of them in the block
+
+Hot tables, by the `Database` that its user was given:
+- `await database.fetch(sql, *args)`, `fetchrow`, `fetchval`, `execute`: a commit each; jsonb is Python
+- `async with database.connection() as c:` makes one commit of several statements on one asyncpg connection
 - the hot statements: `database.batched.submit(...)` for one item of a request, `database.hot.sweep(...)` for loops
 
-A module takes the `Database` explicitly, as the first argument of its functions or of its class: no global, no context
-variable of ours. Never call `batched` inside `transaction()`: it would wait for a commit that waits for it, and raises.
+Never call `batched` inside `transaction()`: it would wait for a commit that waits for it, and raises.
 
 Invariants:
 1. Connections are opened before the server starts and closed with the context.
@@ -28,6 +29,7 @@ from typing import Any
 
 import asyncpg
 import tortoise.context
+from tortoise.connection import get_connection
 from tortoise.context import TortoiseContext, get_current_context, set_global_context
 from tortoise.migrations.executor import MigrationExecutor
 from tortoise.transactions import in_transaction
@@ -110,16 +112,22 @@ class Database:
                 finally:
                     inside_transaction.reset(token)
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        """The ORM's statements in the block are one commit; rolled back by an exception."""
-        with translated():
-            async with in_transaction("default"):
-                token = inside_transaction.set(True)
-                try:
-                    yield
-                finally:
-                    inside_transaction.reset(token)
+
+@asynccontextmanager
+async def transaction() -> AsyncIterator[None]:
+    """The statements of the ORM and of `rows` in the block are one commit; an exception rolls all of them back."""
+    with translated():
+        async with in_transaction("default"):
+            token = inside_transaction.set(True)
+            try:
+                yield
+            finally:
+                inside_transaction.reset(token)
+
+
+async def rows(sql: str, *args: Any) -> list[dict[str, Any]]:
+    """Every row of one statement on the ORM's connection: part of the `transaction()` around it, if there is one."""
+    return await get_connection("default").execute_query_dict(sql, list(args))
 
 
 @asynccontextmanager
