@@ -263,6 +263,8 @@ class UploadRow(Model):
     upload_id = fields.CharField(max_length=255)
     created_at = fields.DatetimeField(db_default=NOW)
     completed_at = fields.DatetimeField(null=True)
+    used_at = fields.DatetimeField(null=True)  # when a submit named it last
+    condemned_at = fields.DatetimeField(null=True)  # nothing may use it any more: its object is being removed
 
     class Meta:
         table = "upload"

@@ -433,6 +433,8 @@ class Migration(migrations.Migration):
                     fields.DatetimeField(db_default=SqlDefault("app_now()"), auto_now=False, auto_now_add=False),
                 ),
                 ("completed_at", fields.DatetimeField(null=True, auto_now=False, auto_now_add=False)),
+                ("used_at", fields.DatetimeField(null=True, auto_now=False, auto_now_add=False)),
+                ("condemned_at", fields.DatetimeField(null=True, auto_now=False, auto_now_add=False)),
             ],
             options={
                 "table": "upload",
