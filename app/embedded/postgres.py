@@ -88,7 +88,7 @@ async def embedded_postgres(directory: Path, *, on_exit: OnExit | None = None) -
         with explained(WHAT, directory):
             stack.enter_context(place.claimed(directory, WHAT))
             user = account.server_user()
-            cluster = _Cluster(directory.resolve(), _programs(user), user, _password(directory))
+            cluster = _Cluster(directory.resolve(), programs_for(user), user, _password(directory))
             await _await_orphan(cluster)
             sockets = stack.enter_context(place.socket_folder(directory, user))
             if not cluster.data.exists():
@@ -111,7 +111,8 @@ def program_folder() -> Path:
     return home
 
 
-def _programs(user: User | None) -> Path:
+def programs_for(user: User | None) -> Path:
+    """The folder of PostgreSQL's programs where this user can reach it: in the wheel, else a copy."""
     folder = program_folder()
     install, package = folder.parent, folder.parent.parent
     root = package.parent
