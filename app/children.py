@@ -174,6 +174,12 @@ def exists(pid: int) -> bool:
     return True
 
 
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel to send this process a signal when its parent ends, by SIGKILL too; does nothing off Linux."""
+    if pact := _death_pact(number, parent=os.getppid()):
+        pact()
+
+
 def _fork(
     argv: Sequence[str | Path],
     cwd: Path | None,
@@ -193,20 +199,20 @@ def _fork(
         stderr=stderr,
         pass_fds=pass_fds,
         start_new_session=True,
-        preexec_fn=_death_pact(death_signal),
+        preexec_fn=_death_pact(death_signal, parent=os.getpid()),
         user=user.uid if user else None,
         group=user.gid if user else None,
         extra_groups=[] if user else None,
     )
 
 
-def _death_pact(number: signal.Signals) -> Callable[[], None] | None:
+def _death_pact(number: signal.Signals, parent: int) -> Callable[[], None] | None:
     """What runs between fork and exec. Everything is made ready here: the child must neither import nor take a lock."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl
     prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
-    parent, value = os.getpid(), int(number)
+    value = int(number)
     getppid, leave = os.getppid, os._exit
 
     def pact() -> None:
@@ -245,3 +251,8 @@ def _signal_group(group: int, number: int) -> bool:
         # A member that has changed its user is there all the same; macOS says this of a group of zombies.
         return sys.platform != "darwin"
     return True
+
+
+if __name__ == "__main__":  # python -m app.children PROGRAM ARGUMENT...: run it so that it ends with whoever started it
+    end_with_parent()
+    os.execvp(sys.argv[1], sys.argv[1:])

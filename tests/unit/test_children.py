@@ -175,6 +175,22 @@ async def test_killed_parent_leaves_nothing(how: signal.Signals) -> None:
     await until(lambda: not any(children.exists(pid) for pid in pids), what="child and grandchild gone")
 
 
+async def test_a_program_run_with_its_parent_ends_with_it() -> None:
+    parent = (
+        "import subprocess, sys\n"
+        "shell = ['/bin/sh', '-c', 'echo $$; exec sleep 600']\n"
+        "subprocess.run([sys.executable, '-m', 'app.children', *shell])"
+    )
+    with subprocess.Popen(python(parent), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pid = int(await asyncio.to_thread(process.stdout.readline))
+
+        process.kill()
+        process.wait()
+
+    await until(lambda: not children.exists(pid), what="program gone")
+
+
 async def test_guarded_group_needs_no_keeper_once_it_has_ended() -> None:
     child = await children.start(["/bin/sh", "-c", "exit 4"], guarded=True)
 
