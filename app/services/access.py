@@ -1,8 +1,8 @@
 """Who is asking, and the rules of who may do what.
 
-A `Viewer` is a user with a session or an integration key (`sk-`) acting for the team it belongs to. An agent is never a
-viewer: its identity is `AgentIdentity`, which opens the agents' contract alone. What a viewer may not see does not exist
-(`NotFound`); what it sees but may not do is `Forbidden`.
+A `Viewer` is a user with a session or an integration key (`sk-`) acting for the team it belongs to. An agent is never
+a viewer: its identity is `AgentIdentity`, which opens the agents' contract alone. What a viewer may not see does not
+exist (`NotFound`); what it sees but may not do is `Forbidden`.
 """
 
 from collections.abc import Mapping
@@ -10,25 +10,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
+import orjson
+
 from app.domain.errors import Forbidden, NotFound
-
-
-class Role(StrEnum):
-    """A user's role in a team; exactly one owner."""
-
-    OWNER = "owner"
-    ADMIN = "admin"
-    MEMBER = "member"
-    VIEWER = "viewer"
-
-
-class Scope(StrEnum):
-    """What an integration key may do."""
-
-    READ = "read"
-    RUN = "run"
-    CANCEL = "cancel"
-    MANAGE = "manage"
+from app.domain.events import AUTH_CHANNEL
+from app.domain.people import Role as Role
+from app.domain.people import Scope as Scope
+from app.services.ports import Bus
 
 
 class Permission(StrEnum):
@@ -40,7 +28,7 @@ class Permission(StrEnum):
     CANCEL_ANY = "cancel_any"
     MANAGE_WORKFLOWS = "manage_workflows"
     MANAGE_AGENTS = "manage_agents"
-    MANAGE_MEMBERS = "manage_members"
+    MANAGE_MEMBERS = "manage_members"  # and the team's name
     MANAGE_CREDENTIALS = "manage_credentials"
     OWN = "own"  # transfer and delete the team
 
@@ -79,6 +67,12 @@ class Viewer:
         """What idempotency keys and quotas are counted by: the key, or the person."""
         return self.credential_id or self.user_id
 
+    @classmethod
+    def person(cls, user_id: UUID, roles: Mapping[UUID, Role], *, session_id: UUID) -> "Viewer":
+        """A signed-in user with its roles of this moment."""
+        grants = {team_id: ROLE_GRANTS[role] for team_id, role in roles.items()}
+        return cls(user_id=user_id, grants=grants, roles=dict(roles), session_id=session_id)
+
     def may(self, permission: Permission, team_id: UUID) -> bool:
         return permission in self.grants.get(team_id, frozenset())
 
@@ -106,3 +100,37 @@ class AgentIdentity:
     labels: frozenset[str] | None = None
     max_slots: int | None = None
     workflows: frozenset[UUID] | None = None
+
+
+class AuthSubject(StrEnum):
+    """Whose rights a hint on the `auth` channel says have changed."""
+
+    SESSION = "session"
+    CREDENTIAL = "credential"
+    USER = "user"  # a membership of that user, or its role, in any team
+
+
+def tell_auth(bus: Bus, subject: AuthSubject, *ids: UUID) -> None:
+    """Hint, after the commit, that whoever holds live streams for these ids should check them again."""
+    for id in ids:
+        bus.publish(AUTH_CHANNEL, orjson.dumps([subject, str(id)]))
+
+
+SYSTEM_VERBS: frozenset[str] = frozenset(
+    {
+        # Nobody is known yet: the token, the password or the key is what they judge.
+        "AccountService.authenticate",
+        "AccountService.sign_in",
+        "AccountService.look_at_link",
+        "AccountService.redeem_link",
+        "CredentialService.authenticate",
+        "InvitationService.look",
+        "InvitationService.join",
+        # The operator's own: the command line and the start of the server.
+        "AccountService.first_run_link",
+        "AccountService.open_demo",
+        "AccountService.sign_in_link",
+        "AccountService.reset_link",
+    }
+)
+"""Every use case that takes neither a viewer nor an agent's identity, as `Class.method`."""

@@ -126,3 +126,13 @@ class SignedFiles(Protocol):
         `headers` has lower-case names and must be those of the plan. Raises `BadRequest` for another header, size or
         hash, `AlreadyExists` where the key is written, `NotFound` where the upload has ended, `StorageFull`.
         """
+
+
+class Quota(Protocol):
+    """Counts tries against a limit: a bucket holds `limit` of them and refills evenly over `window`."""
+
+    async def take(self, bucket: str, *, limit: int, window: timedelta) -> float:
+        """Count one try: 0 where it is within the limit, else (and not counted) the seconds until one is again."""
+
+    async def give_back(self, bucket: str, *, limit: int, window: timedelta) -> None:
+        """Take a try back that turned out to be none."""
