@@ -155,9 +155,12 @@ class Disk:
     def _discard(self, path: Path) -> None:
         """Let a directory vanish at once, then free its space."""
         condemned = self._tmp / uuid4().hex
-        with suppress(FileNotFoundError):
+        try:
             os.rename(path, condemned)
-            shutil.rmtree(condemned, ignore_errors=True)
+        except FileNotFoundError:
+            return self._check_mounted()
+        shutil.rmtree(condemned, ignore_errors=True)
+        return None
 
     def _new_directory(self) -> Path:
         directory = self._tmp / uuid4().hex

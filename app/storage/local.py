@@ -33,9 +33,6 @@ from app.storage.signing import Grant, read, sign
 PIECE = 512 * 1024
 """Bytes of one read or write."""
 
-STALLED = 60.0
-"""Seconds without a byte after which an upload is given up."""
-
 ABANDONED = timedelta(hours=25)
 """Age at which what was left unfinished is swept: every link of it has long expired."""
 
@@ -46,8 +43,8 @@ R = TypeVar("R")
 class LocalStore:
     """An `ObjectStore`, and the `SignedFiles` that honour its links under `<public_url>/files/`.
 
-    `keys` are secrets of at least 16 bytes, the first of which signs. Raises `StorageUnavailable` when the directory
-    cannot be made or used.
+    `keys` are secrets, the first of which signs; an upload ends after `patience` seconds without a byte. Raises
+    `StorageUnavailable` when the directory cannot be made or used.
     """
 
     def __init__(
@@ -58,10 +55,11 @@ class LocalStore:
         clock: Callable[[], datetime],
         *,
         part_size: int = 64 * 1024 * 1024,
+        patience: float = 60.0,
     ) -> None:
         self.part_size = part_size
         self._base = f"{public_url.rstrip('/')}/files/"
-        self._keys, self._clock = tuple(keys), clock
+        self._keys, self._clock, self._patience = tuple(keys), clock, patience
         with disk_errors():
             self._disk = Disk(directory)
 
@@ -172,7 +170,7 @@ class LocalStore:
             raise AlreadyExists("this key has been written, and is written once")
         await _in_thread(self._disk.check_room, grant.size)
         async with self._incoming(grant.size, grant.sha256) as incoming:
-            async for piece in _gathered(body):
+            async for piece in _gathered(body, self._patience):
                 await _in_thread(incoming.write, piece)
             await _in_thread(incoming.seal)
             return await self._keep(grant, incoming)
@@ -260,12 +258,12 @@ async def _pieces(disk: Disk, meta: Meta, start: int, stop: int) -> AsyncIterato
         yield piece
 
 
-async def _gathered(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _gathered(body: AsyncIterator[bytes], patience: float) -> AsyncIterator[bytes]:
     """The body in larger pieces, so that a thread is worth its while; gives up on a sender that stalls."""
     piece = bytearray()
     try:
         while True:
-            async with asyncio.timeout(STALLED):
+            async with asyncio.timeout(patience):
                 chunk = await anext(body, None)
             if chunk is None:
                 break
@@ -274,7 +272,7 @@ async def _gathered(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 yield bytes(piece)
                 piece.clear()
     except TimeoutError:
-        raise BadRequest(f"the upload stood still for {STALLED:.0f} s") from None
+        raise BadRequest(f"the upload stood still for {patience:g} s") from None
     if piece:
         yield bytes(piece)
 

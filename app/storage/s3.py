@@ -226,15 +226,17 @@ class S3Store:
 
     async def _part_tags(self, key: str, upload_id: str, sizes: Sequence[int]) -> list[str] | None:
         """The store's tag of each part in order; None where one is missing or of another size."""
-        found: list[tuple[int, str]] = []
+        # By number: some stores list a part twice that was sent twice; its content is the same, its hash being signed.
+        found: dict[int, tuple[int, str]] = {}
         marker = 0
         while True:
             page = await self._call("list_parts", Key=key, UploadId=upload_id, PartNumberMarker=marker)
-            found += [(part["Size"], part["ETag"]) for part in page.get("Parts", ())]
+            found |= {part["PartNumber"]: (part["Size"], part["ETag"]) for part in page.get("Parts", ())}
             if not page.get("IsTruncated"):
                 break
             marker = page["NextPartNumberMarker"]
-        return [tag for _, tag in found] if [size for size, _ in found] == list(sizes) else None
+        in_order = [found[number] for number in sorted(found)]
+        return [tag for _, tag in in_order] if [size for size, _ in in_order] == list(sizes) else None
 
     async def _head(self, key: str) -> Any | None:
         try:
