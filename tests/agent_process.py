@@ -1,0 +1,91 @@
+"""The real agent as a child process of a test, with commands that are small Python programs."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from app import children
+from tests.agent_server import KEY, AgentServer
+
+ROOT = Path(__file__).parents[1]
+SCALE = 0.02  # of all timings
+
+
+class AgentProcess:
+    """A running agent and what it wrote."""
+
+    def __init__(self, child: children.Child, directory: Path) -> None:
+        self.child = child
+        self.directory = directory
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.child.pid
+
+    @property
+    def log(self) -> str:
+        """All that it logged."""
+        return (self.directory / "agent.log").read_text()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Its state file."""
+        (file,) = (self.directory / "state").glob("*/state.json")
+        content: dict[str, Any] = json.loads(file.read_text())
+        return content
+
+    @property
+    def work(self) -> list[Path]:
+        """Its working directories."""
+        return list((self.directory / "state").glob("*/work/*"))
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the agent alone, not to its group."""
+        os.kill(self.pid, number)
+
+
+@contextlib.asynccontextmanager
+async def agent_process(
+    server: AgentServer,
+    directory: Path,
+    *arguments: str,
+    name: str = "tester",
+    argv: dict[str, list[str]] | None = None,
+    timings: dict[str, float] | None = None,
+    env: dict[str, str] | None = None,
+    **programs: str,
+) -> AsyncIterator[AgentProcess]:
+    """Run the agent with `programs` (name = Python source) and `argv` (name = arguments) as its commands."""
+    directory.mkdir(exist_ok=True)
+    (directory / "agent.toml").write_text(_config(programs, argv or {}, {"scale": SCALE, "answer": 1.0, **(timings or {})}))
+    with (directory / "agent.log").open("ab") as log:
+        child = await children.start(
+            [
+                *(sys.executable, "-m", "app.agent", "run", "--url", server.url, "--config", directory / "agent.toml"),
+                *("--name", name, "--state-dir", directory / "state", *arguments),
+            ],
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "RUNYARD_AGENT_KEY": KEY, **(env or {})},
+            stdout=log,
+            stderr=children.STDOUT,
+        )
+    try:
+        yield AgentProcess(child, directory)
+    finally:
+        await child.stop(5.0, ask=signal.SIGKILL)
+
+
+def _config(programs: dict[str, str], argv: dict[str, list[str]], timings: dict[str, float]) -> str:
+    commands = {**{n: [sys.executable, "-c", source] for n, source in programs.items()}, **argv}
+    lines = [f"[commands.{n}]\nargv = {json.dumps([_escaped(n, part, argv) for part in parts])}" for n, parts in commands.items()]
+    return "\n".join([*lines, "[timings]", *(f"{n} = {float(value)}" for n, value in timings.items())])
+
+
+def _escaped(name: str, part: str, argv: dict[str, list[str]]) -> str:
+    return part if name in argv else part.replace("{", "{{").replace("}", "}}")
