@@ -1,0 +1,186 @@
+"""The reads of the live path: where a task stands, its events, and what changed for those who watch.
+
+They read tasks of any team: whoever calls has already asked whether the viewer may see them.
+Events are read here and nowhere else, so that the chunks of ended tasks can move to another place.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from app.domain.events import Event, EventKind
+from app.domain.task import TERMINAL, TaskState
+from app.persistence.database import Database, Record
+
+PAGE = 256  # events of one read
+PAGE_BYTES = 1024 * 1024  # of their bodies; the first event always passes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """A task as it stands: `seq` is the number of its last event, `revision` that of `progress` and `preview`."""
+
+    task_id: UUID
+    team_id: UUID
+    epoch: int
+    seq: int
+    state: TaskState
+    reason: str | None
+    attempts: int
+    agent_id: UUID | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    progress: dict[str, Any] | None
+    preview: str | None
+    revision: int
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a task has come: enough to know whether a follower is behind."""
+
+    epoch: int
+    seq: int
+    revision: int
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who watches which team, by which session or key."""
+
+    team_id: UUID
+    user_id: UUID
+    session_id: UUID | None
+    credential_id: UUID | None
+
+
+class FeedReads:
+    """Each method is one statement."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def team_of(self, task_id: UUID) -> UUID | None:
+        """The team that a task belongs to; None where there is no such task."""
+        found: UUID | None = await self._database.fetchval("SELECT team_id FROM task WHERE id = $1", task_id)
+        return found
+
+    async def head(self, task_id: UUID) -> Head | None:
+        """The task as it stands now; None where it is gone."""
+        row = await self._database.fetchrow(_HEAD, task_id)
+        return None if row is None else _head(row)
+
+    async def marks(self, task_ids: Sequence[UUID]) -> dict[UUID, Mark]:
+        """How far each of these tasks has come; without those that are gone."""
+        rows = await self._database.fetch(_MARKS, list(task_ids))
+        return {row["task_id"]: Mark(row["epoch"], row["event_seq"], row["revision"], row["ended"]) for row in rows}
+
+    async def events(self, task_id: UUID, *, after: int, upto: int | None = None, limit: int = PAGE) -> list[Event]:
+        """The events past number `after`, in order: at most `limit` of them, and about 1 MiB."""
+        rows = await self._database.fetch(_EVENTS, task_id, after, upto, limit, PAGE_BYTES)
+        return [Event(row["seq"], row["at"], EventKind(row["kind"]), row["body"]) for row in rows]
+
+    async def team_marks(self, team_ids: Collection[UUID]) -> dict[UUID, str]:
+        """A fingerprint of each team's tasks that moves with every submit and every lease that begins or ends."""
+        rows = await self._database.fetch(_TEAM_MARKS, list(team_ids))
+        return {row["team_id"]: row["mark"] for row in rows}
+
+    async def agent_marks(self, agent_ids: Collection[UUID]) -> dict[UUID, str]:
+        """A fingerprint of what each agent is to do: its leases, which of them are over, and whether it is paused."""
+        rows = await self._database.fetch(_AGENT_MARKS, list(agent_ids))
+        return {row["agent_id"]: row["mark"] for row in rows}
+
+    async def allowed(self, accesses: Sequence[Access]) -> set[Access]:
+        """Those that still hold: a living session of a member of the team, or a living key of the team."""
+        rows = await self._database.fetch(
+            _ALLOWED,
+            [access.team_id for access in accesses],
+            [access.user_id for access in accesses],
+            [access.session_id for access in accesses],
+            [access.credential_id for access in accesses],
+        )
+        return {accesses[row["n"] - 1] for row in rows}
+
+
+def _head(row: Record) -> Head:
+    return Head(
+        task_id=row["id"],
+        team_id=row["team_id"],
+        epoch=row["epoch"],
+        seq=row["event_seq"],
+        state=TaskState(row["state"]),
+        reason=row["reason"],
+        attempts=row["attempts"],
+        agent_id=row["agent_id"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        progress=row["progress"],
+        preview=row["preview"],
+        revision=row["revision"],
+    )
+
+
+_HEAD = """
+SELECT id, team_id, (SELECT epoch FROM log_epoch) AS epoch, event_seq, state, reason, attempts, agent_id, started_at,
+  ended_at, progress, preview, revision
+FROM task_state WHERE id = $1
+"""
+
+# A task that ends between the two halves of one snapshot is in exactly one of them.
+_MARKS = """
+SELECT task_id, (SELECT epoch FROM log_epoch) AS epoch, event_seq, revision, false AS ended
+FROM task_live WHERE task_id = ANY($1::uuid[])
+UNION ALL
+SELECT task_id, (SELECT epoch FROM log_epoch), event_seq, revision, true
+FROM task_end WHERE task_id = ANY($1::uuid[])
+"""
+
+_EVENTS = """
+SELECT seq, at, kind, body FROM (
+  SELECT seq, at, kind, body,
+    sum(octet_length(body::text)) OVER (ORDER BY seq) AS bytes, row_number() OVER (ORDER BY seq) AS n
+  FROM (
+    SELECT seq, at, kind, body FROM task_event
+    WHERE task_id = $1 AND seq > $2 AND ($3::int IS NULL OR seq <= $3) ORDER BY seq LIMIT $4
+  ) page
+) sized WHERE bytes <= $5 OR n = 1 ORDER BY seq
+"""
+
+_TEAM_MARKS = """
+SELECT team_id, concat_ws(' ',
+  (SELECT id FROM task WHERE task.team_id = team.team_id ORDER BY id DESC LIMIT 1),
+  (SELECT task_id FROM task_end e WHERE e.team_id = team.team_id AND state = 'completed' ORDER BY task_id DESC LIMIT 1),
+  (SELECT task_id FROM task_end e WHERE e.team_id = team.team_id AND state = 'failed' ORDER BY task_id DESC LIMIT 1),
+  (SELECT task_id FROM task_end e WHERE e.team_id = team.team_id AND state = 'cancelled' ORDER BY task_id DESC LIMIT 1),
+  (SELECT hashtext(string_agg(concat_ws(':', agent_id, no, lease_no, acked_at), ' ' ORDER BY agent_id, no))
+   FROM slot WHERE slot.team_id = team.team_id AND task_id IS NOT NULL)) AS mark
+FROM unnest($1::uuid[]) team(team_id)
+"""
+
+_AGENT_MARKS = """
+SELECT a.id AS agent_id, concat_ws(' ', a.pause,
+  (SELECT string_agg(concat_ws(':', s.no, s.lease_no, l.state), ' ' ORDER BY s.no)
+   FROM slot s LEFT JOIN task_live l ON l.task_id = s.task_id AND l.lease_no = s.lease_no
+   WHERE s.agent_id = a.id AND s.task_id IS NOT NULL)) AS mark
+FROM agent a WHERE a.id = ANY($1::uuid[])
+"""
+
+_ALLOWED = """
+SELECT w.n FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[]) WITH ORDINALITY
+  w(team_id, user_id, session_id, credential_id, n)
+WHERE CASE WHEN w.credential_id IS NOT NULL THEN EXISTS (
+    SELECT FROM credential c WHERE c.id = w.credential_id AND c.team_id = w.team_id AND c.revoked_at IS NULL
+      AND (c.expires_at IS NULL OR c.expires_at > app_now()))
+  ELSE EXISTS (
+    SELECT FROM session s WHERE s.id = w.session_id AND s.user_id = w.user_id AND s.revoked_at IS NULL
+      AND s.expires_at > app_now())
+    AND EXISTS (SELECT FROM membership m WHERE m.team_id = w.team_id AND m.user_id = w.user_id)
+  END
+"""
