@@ -4,13 +4,17 @@ Every run-relevant change makes a new numbered, immutable version; a change of w
 one JSON object with the fields of both, the form in which workflows are created, updated and imported.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
-from app.domain.errors import Fault, InvalidInput
+from app.domain.errors import Fault, InvalidInput, NotFound
+from app.domain.ids import Kind, decode
 from app.domain.parameters import Parameter, read_definitions, write_definitions
 from app.domain.reader import Reader, encoded_size, found, kind, unstorable
 
@@ -69,11 +73,53 @@ class Draft:
     plan: Plan
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workflow:
+    """A workflow as it stands. `version` is the number of its current version; `active` false refuses new tasks."""
+
+    id: UUID
+    team_id: UUID
+    slug: str
+    name: str
+    description: str
+    version: int
+    active: bool
+    created_at: datetime
+    updated_at: datetime
+    archived_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowVersion:
+    """One numbered version, for ever as it is; `requirement_id` is its labels, interned."""
+
+    id: UUID
+    team_id: UUID
+    workflow_id: UUID
+    number: int
+    plan: Plan
+    requirement_id: int
+    note: str
+    created_by: UUID
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowRef:
+    """How somebody names a workflow: by id or by slug, and one of its versions where `number` is given."""
+
+    id: UUID | None = None
+    slug: str = ""
+    number: int | None = None
+
+
 _FIELDS = (
     *("slug", "name", "description"),
     *("runtime", "definition", "parameters", "labels", "timeout", "queueTimeout", "retry"),
 )
 _SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_PINNED = re.compile(r"(?P<name>[^@]+)@(?P<number>[1-9][0-9]{0,8})")
+_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9._:/=+ -]{0,98}[a-z0-9.+])?")
 _COMMAND = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -129,9 +175,27 @@ def write_retry(retry: Retry) -> dict[str, Any]:
     return {"max": retry.max, "on": [str(cause) for cause in retry.on]}
 
 
+def same_plan(one: Plan, other: Plan) -> bool:
+    """Whether tasks of both run alike. By their JSON, since Python thinks that true is 1."""
+    return json.dumps(write_plan(one), sort_keys=True) == json.dumps(write_plan(other), sort_keys=True)
+
+
 def changed(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`document` with the fields of `changes` in their place; a change to null goes back to the field's default."""
     return {**document, **changes}
+
+
+def read_ref(text: str) -> WorkflowRef:
+    """Read `slug`, `slug@number`, or an id (bare or global, also with `@number`); raises `NotFound` for others."""
+    pinned = _PINNED.fullmatch(text)
+    name, number = (pinned["name"], int(pinned["number"])) if pinned else (text, None)
+    if _UUID.fullmatch(name):
+        return WorkflowRef(id=UUID(name), number=number)
+    if name.startswith(f"{Kind.WORKFLOW}_"):
+        return WorkflowRef(id=decode(name, Kind.WORKFLOW)[1], number=number)
+    if not _SLUG.fullmatch(name):
+        raise NotFound(f"expected the slug or the id of a workflow, found {found(text)}", path=("workflow",))
+    return WorkflowRef(slug=name, number=number)
 
 
 def check_note(note: str) -> str:
@@ -151,6 +215,8 @@ def _slug(reader: Reader) -> str:
     slug = reader.text("slug", longest=100, shortest=2)
     if isinstance(reader.get("slug"), str) and not _SLUG.fullmatch(slug):
         reader.fault(f"expected lower-case letters and digits, in groups joined by -, found {found(slug)}", "slug")
+    if _UUID.fullmatch(slug):
+        reader.fault("expected a name, found what looks like an id", "slug")
     return slug
 
 
