@@ -6,7 +6,7 @@
 
 1. A path is made of a hash of the key, a random id or a number: no name from outside is ever one.
 2. An object appears whole, by renaming its directory, after its bytes reached the disk; the rename refuses to replace,
-   so that a key is written once also among several processes.
+   so that a key is written once also among several processes. Until then nobody but its sender knows of it.
 3. Nothing is read through a symbolic link.
 """
 
@@ -27,6 +27,10 @@ from uuid import uuid4
 from app.domain.errors import AlreadyExists, BadRequest, NotFound, StorageFull, StorageUnavailable
 
 META = "meta.json"
+
+RESERVE = 256 * 1024 * 1024
+"""Bytes of the disk that files leave free: on the embedded default a database writes beside them."""
+
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -70,8 +74,8 @@ class Disk:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def check_room(self, size: int) -> None:
-        """Raise ENOSPC where `size` bytes do not fit, before they travel."""
-        if shutil.disk_usage(self.root).free < size:
+        """Raise ENOSPC where `size` bytes and the reserve do not fit, before they travel."""
+        if shutil.disk_usage(self.root).free < size + RESERVE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def find(self, key: str) -> Meta | None:
@@ -96,7 +100,9 @@ class Disk:
 
     def publish(self, incoming: "Incoming", meta: Meta, *, replace: bool = False) -> None:
         """Make a whole chunk the object of `meta.key`; raises `AlreadyExists` where one is there and stays."""
-        self._publish(incoming.directory, meta, replace=replace)
+        with incoming.lock:
+            _write_meta(incoming.directory, meta)
+            self._publish(incoming.directory, meta.key, replace=replace)
 
     def remove(self, key: str) -> None:
         self._discard(self._path(key))
@@ -110,11 +116,12 @@ class Disk:
 
     def add_part(self, upload_id: str, number: int, incoming: "Incoming") -> None:
         """Make a whole chunk part `number` of an upload; raises `NotFound` where the upload has ended."""
-        try:
-            os.rename(incoming.directory / "1", self._upload(upload_id) / str(number))
-        except FileNotFoundError:
-            self._check_mounted()
-            raise NotFound("this upload has ended: it was completed or aborted") from None
+        with incoming.lock:
+            try:
+                os.rename(incoming.directory / "1", self._upload(upload_id) / str(number))
+            except FileNotFoundError:
+                self._check_mounted()
+                raise NotFound("this upload has ended: it was completed or aborted") from None
 
     def finish_upload(self, key: str, upload_id: str, sizes: Sequence[int]) -> None:
         """Make an upload the object of `key` where all its parts are there; silent where it has ended or they are not.
@@ -125,11 +132,11 @@ class Disk:
         try:
             meta = _read_meta(directory)
             found = [os.lstat(directory / str(number)).st_size for number in range(1, len(sizes) + 1)]
+            if meta.key == key and found == list(sizes):
+                _sync(directory)
+                self._publish(directory, key)
         except FileNotFoundError:
             self._check_mounted()
-            return
-        if meta.key == key and found == list(sizes):
-            self._publish(directory, meta)
 
     def abort_upload(self, upload_id: str) -> None:
         self._discard(self._upload(upload_id))
@@ -142,10 +149,11 @@ class Disk:
             shutil.rmtree(path, ignore_errors=True)
         return len(stale)
 
-    def _publish(self, directory: Path, meta: Meta, *, replace: bool = False) -> None:
-        _write_meta(directory, meta)
-        target = self._path(meta.key)
-        target.parent.mkdir(mode=0o700, exist_ok=True)
+    def _publish(self, directory: Path, key: str, *, replace: bool = False) -> None:
+        target = self._path(key)
+        if not target.parent.exists():
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            _sync(self._objects)
         while not _renamed(directory, target):
             if not replace:
                 raise AlreadyExists("this key has been written, and is written once")
@@ -185,18 +193,21 @@ class Disk:
 
 
 class Incoming:
-    """A chunk on its way in, in a directory of its own. `close` may come from another thread, while a write goes on."""
+    """A chunk on its way in, in a directory of its own.
+
+    A cancelled request closes from another thread while its last step goes on: every step holds the `lock`.
+    """
 
     def __init__(self, directory: Path, size: int, sha256: str) -> None:
         self.directory = directory
         self._size, self._sha256 = size, sha256
         self._hash, self._received = hashlib.sha256(), 0
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._file = open(directory / "1", "xb", buffering=0)  # noqa: SIM115 - closed by `close`
 
     def write(self, data: bytes) -> None:
         """Append; raises `BadRequest` at the first byte too many, without writing it."""
-        with self._lock:
+        with self.lock:
             self._received += len(data)
             if self._received > self._size:
                 raise BadRequest(f"expected {self._size} bytes, found more")
@@ -207,7 +218,7 @@ class Incoming:
 
     def seal(self) -> None:
         """Bring the bytes to the disk; raises `BadRequest` where they are not the promised ones."""
-        with self._lock:
+        with self.lock:
             if self._received != self._size:
                 raise BadRequest(f"expected {self._size} bytes, found {self._received}")
             if self._hash.hexdigest() != self._sha256:
@@ -216,7 +227,7 @@ class Incoming:
 
     def close(self) -> None:
         """Close, and remove whatever was not made an object."""
-        with self._lock:
+        with self.lock:
             self._file.close()
             shutil.rmtree(self.directory, ignore_errors=True)
 
