@@ -60,8 +60,9 @@ explorer: $(BUNDLE) ## build the explorer that the server serves at /graphql
 # npm names itself by /usr/bin/env node, so Node's folder leads the path.
 $(BUNDLE): $(EXPLORER)/package-lock.json $(EXPLORER)/index.html $(EXPLORER)/vite.config.js $(wildcard $(EXPLORER)/src/*)
 	@folder=$$($(MAKE) --no-print-directory --silent node) && cd $(EXPLORER) && export PATH="$$folder:$$PATH" \
-		&& npm ci --loglevel=error --no-fund --no-audit && npm run build --silent -- --logLevel warn
-	@touch $@
+		&& npm ci --loglevel=error --no-fund --no-audit \
+		&& npm run build --silent -- --logLevel warn --outDir ../static/explorer.new --emptyOutDir
+	@rm -rf $(dir $@) && mv app/interfaces/web/static/explorer.new $(patsubst %/,%,$(dir $@)) && touch $@
 
 node: ## print the folder of a Node that is new enough, from a wheel where the machine has none
 	@if command -v npm >/dev/null \
