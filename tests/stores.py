@@ -64,10 +64,22 @@ def hashes(body: bytes, part_size: int = PART) -> list[bytes]:
 
 
 async def plan(
-    store: ObjectStore, key: str, body: bytes, *, media_type: str = "image/png", expires: timedelta = MINUTE
+    store: ObjectStore,
+    key: str,
+    body: bytes,
+    *,
+    media_type: str = "image/png",
+    expires: timedelta = MINUTE,
+    upload_id: str = "",
 ) -> UploadPlan:
     return await store.plan_upload(
-        key, size=len(body), sha256=sha256(body), parts=hashes(body), media_type=media_type, expires=expires
+        key,
+        size=len(body),
+        sha256=sha256(body),
+        parts=hashes(body),
+        media_type=media_type,
+        expires=expires,
+        upload_id=upload_id,
     )
 
 

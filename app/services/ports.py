@@ -49,13 +49,22 @@ class ObjectStore(Protocol):
     """Bytes above which an upload goes in parts of this size."""
 
     async def plan_upload(
-        self, key: str, *, size: int, sha256: bytes, parts: Sequence[bytes], media_type: str, expires: timedelta
+        self,
+        key: str,
+        *,
+        size: int,
+        sha256: bytes,
+        parts: Sequence[bytes],
+        media_type: str,
+        expires: timedelta,
+        upload_id: str = "",
     ) -> UploadPlan:
         """Signed PUTs of exactly `size` bytes; `sha256` is of the whole, `parts` of each part (empty for a single PUT).
 
         Every header of a request must be sent. The key is written once: the store refuses a second object under it
         (412), which to a sender that repeats itself says that it is done. `InvalidInput` unless there are as many
-        `parts` as the size asks for: none up to `part_size`.
+        `parts` as the size asks for: none up to `part_size`. With the `upload_id` of an earlier plan the same upload is
+        signed again, so that a large file whose links expired goes on with the parts that are missing.
         """
 
     async def finish_upload(

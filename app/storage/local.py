@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -62,44 +62,38 @@ class LocalStore:
         self._keys, self._clock, self._patience = tuple(keys), clock, patience
         with disk_errors():
             self._disk = Disk(directory)
+            self._disk.sweep(ABANDONED.total_seconds())
 
     async def plan_upload(
-        self, key: str, *, size: int, sha256: bytes, parts: Sequence[bytes], media_type: str, expires: timedelta
+        self,
+        key: str,
+        *,
+        size: int,
+        sha256: bytes,
+        parts: Sequence[bytes],
+        media_type: str,
+        expires: timedelta,
+        upload_id: str = "",
     ) -> UploadPlan:
         check_parts(size, parts, self.part_size)
         await _in_thread(self._disk.find, key)
-        media_type = clean_media_type(media_type)
-        until = self._until(expires)
-        if not parts:
-            grant = Grant(method="PUT", key=key, expires=until, size=size, sha256=sha256.hex(), media_type=media_type)
-            return UploadPlan(requests=(self._put(grant),))
-        meta = Meta(
+        whole = Grant(
+            method="PUT",
             key=key,
+            expires=self._until(expires),
             size=size,
-            media_type=media_type,
-            sha256=composite(parts).hex(),
-            chunk=self.part_size,
-            parts=len(parts),
+            sha256=sha256.hex(),
+            media_type=clean_media_type(media_type),
         )
-        upload_id = await _in_thread(self._disk.begin_upload, meta)
-        grants = (
-            Grant(
-                method="PUT",
-                key=key,
-                expires=until,
-                size=length,
-                sha256=digest.hex(),
-                media_type=media_type,
-                upload_id=upload_id,
-                part=number,
-            )
-            for number, (length, digest) in enumerate(
-                zip(part_sizes(size, self.part_size), parts, strict=True), start=1
-            )
+        if not parts:
+            return UploadPlan(requests=(self._put(whole),))
+        upload_id = upload_id or await self._begin(whole, parts)
+        pieces = zip(part_sizes(size, self.part_size), parts, strict=True)
+        requests = tuple(
+            self._put(replace(whole, size=length, sha256=digest.hex(), upload_id=upload_id, part=number))
+            for number, (length, digest) in enumerate(pieces, start=1)
         )
-        return UploadPlan(
-            requests=tuple(self._put(grant) for grant in grants), part_size=self.part_size, upload_id=upload_id
-        )
+        return UploadPlan(requests=requests, part_size=self.part_size, upload_id=upload_id)
 
     async def finish_upload(
         self, key: str, *, upload_id: str, size: int, sha256: bytes, parts: Sequence[bytes]
@@ -153,7 +147,7 @@ class LocalStore:
             await _in_thread(self._disk.remove, key)
 
     async def sweep(self, older_than: timedelta = ABANDONED) -> int:
-        """Remove unfinished uploads older than this; returns how many. To be called now and then, from anywhere."""
+        """Remove unfinished uploads older than this, as opening the store does; returns how many."""
         return await _in_thread(self._disk.sweep, older_than.total_seconds())
 
     async def open_signed(self, claims: str, signature: str) -> "LocalFile":
@@ -174,6 +168,17 @@ class LocalStore:
                 await _in_thread(incoming.write, piece)
             await _in_thread(incoming.seal)
             return await self._keep(grant, incoming)
+
+    async def _begin(self, whole: Grant, parts: Sequence[bytes]) -> str:
+        meta = Meta(
+            key=whole.key,
+            size=whole.size,
+            media_type=whole.media_type,
+            sha256=composite(parts).hex(),
+            chunk=self.part_size,
+            parts=len(parts),
+        )
+        return await _in_thread(self._disk.begin_upload, meta)
 
     async def _keep(self, grant: Grant, incoming: Incoming) -> str:
         if grant.part:

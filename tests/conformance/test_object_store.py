@@ -235,6 +235,19 @@ async def test_parts_sent_in_any_order_and_twice_are_one_object(store: ObjectSto
     assert await read(store, key) == body
 
 
+async def test_an_upload_whose_links_expired_goes_on(store: ObjectStore, sender: Sender, key: str) -> None:
+    body = secrets.token_bytes(PART + 3)
+    first = await plan(store, key, body)
+    assert (await sender.send(first.requests[0], body[:PART])).is_success
+
+    second = await plan(store, key, body, upload_id=first.upload_id)
+
+    assert second.upload_id == first.upload_id
+    assert (await sender.send(second.requests[1], body[PART:])).is_success
+    assert await finish(store, key, body, second) is not None
+    assert await read(store, key) == body
+
+
 async def test_a_second_upload_in_parts_does_not_replace_the_first(
     store: ObjectStore, sender: Sender, key: str
 ) -> None:
