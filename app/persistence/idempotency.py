@@ -46,7 +46,7 @@ def fingerprint(asked: Mapping[str, Any]) -> bytes:
 
 
 async def once(claim: Claim | None, create: Callable[[], Awaitable[UUID]]) -> Made:
-    """Run `create` in a transaction, once for a claim; raises `IdempotencyConflict` where it stood for another input."""
+    """Run `create` in a transaction, once for a claim; `IdempotencyConflict` where it stands for another input."""
     async with database.transaction():
         first = None if claim is None else await _settled(claim)
         if claim is None or first is None:

@@ -28,7 +28,7 @@ class TeamService:
     async def create(
         self, viewer: Viewer, *, name: str, slug: str | None = None, idempotency_key: str | None = None
     ) -> Team:
-        """Found a team that the viewer owns; raises `AlreadyExists` for a taken slug. Without one, the name makes it."""
+        """Found a team that the viewer owns; raises `AlreadyExists` for a taken slug. Without one the name makes it."""
         viewer.require_person()
         checked = Checked()
         name = checked.text("name", name, longest=255)
