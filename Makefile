@@ -35,14 +35,15 @@ test: $(VENV)/.test ## run all tests on real servers that they start; ARGS="..."
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.test ## format, lint, types, import contracts, drift of schema and migrations
-	@set -e; for step in \
+	@failed=; for step in \
 		"ruff format --check --quiet ." \
 		"ruff check --quiet ." \
 		"mypy" \
 		"lint-imports --no-logo" \
 		"runyard schema --check schema.graphql" \
 		"python -m tests.drift"; \
-	do echo "== $$step"; $(BIN)/$$step; done
+	do echo "== $$step"; $(BIN)/$$step || failed="$$failed, $$step"; done; \
+	test -z "$$failed" || { echo "failed: $${failed#, }" >&2; exit 1; }
 
 format: $(VENV)/.test ## format the code, and mend what ruff can mend
 	@$(BIN)/ruff check --fix --quiet . || true

@@ -50,6 +50,12 @@ _SECRET_VALUES = [
         re.IGNORECASE,
     ),
 ]
+# Most records hold none of these, and one look is cheaper than seven.
+_SUSPECT = re.compile(
+    r"(?:sk|ak|rs)-|whsec_|wh[ps]k_|x-amz|accesskey|[?&](?:sig|tok|code|key)|bearer|basic|://|passw|secret|token"
+    r"|[-_]?key[\"']?\s*[:=]|pepper",
+    re.IGNORECASE,
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
@@ -87,6 +93,8 @@ def bound(*, request: str | None = None, task: str | None = None, agent: str | N
 
 def redact(text: str) -> str:
     """The text with everything that looks like a secret replaced; safe to show to whoever reads logs."""
+    if not _SUSPECT.search(text):
+        return text
     for pattern in _SECRET_VALUES:
         text = pattern.sub(rf"\1{REDACTED}", text)
     return text

@@ -118,8 +118,8 @@ class Server(ABC):
                 death_signal=self.death_signal,
             )
 
-    async def _prepare(self) -> None:  # noqa: B027  # most need none
-        """Before the first start."""
+    async def _prepare(self) -> None:
+        """Before the first start; most need nothing."""
 
     @abstractmethod
     def _argv(self, ports: list[int]) -> Sequence[str | Path]:
