@@ -118,7 +118,7 @@ class Server(ABC):
                 death_signal=self.death_signal,
             )
 
-    async def _prepare(self) -> None:
+    async def _prepare(self) -> None:  # noqa: B027
         """Before the first start; most need nothing."""
 
     @abstractmethod

@@ -93,7 +93,7 @@ async def test_postgres_starts_from_nothing_and_is_reached_by_its_socket_alone(h
         assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
 
     assert not sockets.exists()
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         await asyncpg.connect(url)
 
 
