@@ -82,9 +82,7 @@ class Listener:
         ]
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _end(self._tasks)
         self._channels.clear()
         await self._redis.aclose()
 
@@ -97,7 +95,8 @@ class Listener:
             self._command("SUBSCRIBE", channel)
         wanted.listeners.add(listening)
         try:
-            await asyncio.wait_for(wanted.confirmed.wait(), CONFIRM)
+            async with asyncio.timeout(CONFIRM):
+                await wanted.confirmed.wait()
         except TimeoutError:
             wanted.missed = True
         except asyncio.CancelledError:
@@ -137,7 +136,8 @@ class Listener:
             failures += 1
 
     async def _connect(self) -> None:
-        await asyncio.wait_for(self._connection.connect(), 2 * CONNECT)  # type: ignore[no-untyped-call]
+        async with asyncio.timeout(2 * CONNECT):
+            await self._connection.connect()  # type: ignore[no-untyped-call]
         self._commands.clear()
         self.connected = True
         self._on_connect()
@@ -158,12 +158,10 @@ class Listener:
         try:
             await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for side in sides:
-                side.cancel()
-            ends = await asyncio.gather(*sides, return_exceptions=True)
-        for end in ends:
-            if isinstance(end, Exception):
-                raise end
+            await _end(sides)
+        for side in sides:
+            if not side.cancelled():
+                side.result()  # raises what ended it
 
     async def _write(self) -> None:
         """Send the commands in order, neighbours of one verb together."""
@@ -228,3 +226,12 @@ class Listener:
                 listening.receive(message)
             except Exception:
                 logger.exception("bus: a listener of %s failed", listening.channel)
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel until it is heard: `asyncio.wait_for`, which the client uses, swallows some before Python 3.12."""
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.1)
