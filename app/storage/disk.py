@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from uuid import uuid4
 
@@ -95,8 +96,8 @@ class Disk:
             os.close(descriptor)
 
     def incoming(self, size: int, sha256: str) -> "Incoming":
-        """A new chunk of exactly these bytes, to be written from one thread at a time."""
-        return Incoming(self._new_directory(), size, sha256)
+        """A new chunk of exactly these bytes, to be opened, written and sealed, and closed in any case."""
+        return Incoming(self._tmp / uuid4().hex, size, sha256)
 
     def publish(self, incoming: "Incoming", meta: Meta, *, replace: bool = False) -> None:
         """Make a whole chunk the object of `meta.key`; raises `AlreadyExists` where one is there and stays."""
@@ -203,7 +204,14 @@ class Incoming:
         self._size, self._sha256 = size, sha256
         self._hash, self._received = hashlib.sha256(), 0
         self.lock = threading.Lock()
-        self._file = open(directory / "1", "xb", buffering=0)  # noqa: SIM115 - closed by `close`
+        self._file: FileIO | None = None
+        self._closed = False
+
+    def open(self) -> None:
+        with self.lock:
+            if not self._closed:
+                self.directory.mkdir(mode=0o700)
+                self._file = FileIO(self.directory / "1", "x")
 
     def write(self, data: bytes) -> None:
         """Append; raises `BadRequest` at the first byte too many, without writing it."""
@@ -214,7 +222,7 @@ class Incoming:
             self._hash.update(data)
             view = memoryview(data)
             while view:
-                view = view[self._file.write(view) :]
+                view = view[self._open_file().write(view) :]
 
     def seal(self) -> None:
         """Bring the bytes to the disk; raises `BadRequest` where they are not the promised ones."""
@@ -223,13 +231,20 @@ class Incoming:
                 raise BadRequest(f"expected {self._size} bytes, found {self._received}")
             if self._hash.hexdigest() != self._sha256:
                 raise BadRequest(f"expected content with SHA-256 {self._sha256}, found {self._hash.hexdigest()}")
-            os.fsync(self._file.fileno())
+            os.fsync(self._open_file().fileno())
 
     def close(self) -> None:
         """Close, and remove whatever was not made an object."""
         with self.lock:
-            self._file.close()
+            self._closed = True
+            if self._file:
+                self._file.close()
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _open_file(self) -> FileIO:
+        if self._file is None or self._closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._file
 
 
 def _write_meta(directory: Path, meta: Meta) -> None:

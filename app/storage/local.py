@@ -190,8 +190,9 @@ class LocalStore:
 
     @asynccontextmanager
     async def _incoming(self, size: int, sha256: str) -> AsyncIterator[Incoming]:
-        incoming = await _in_thread(self._disk.incoming, size, sha256)
+        incoming = self._disk.incoming(size, sha256)
         try:
+            await _in_thread(incoming.open)
             yield incoming
         finally:
             # A cancelled request cleans up as well: its thread may still be writing.

@@ -1,6 +1,7 @@
 """Files behind the local store's links: what a hostile sender, reader or name can do to them, over real HTTP."""
 
 import asyncio
+import random
 import resource
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -337,6 +338,39 @@ async def test_of_two_senders_one_writes(store: LocalStore, sender: Sender, key:
     assert sorted(statuses) == [201] + [412] * 7
     assert b"".join([piece async for piece in store.open(key)]) == bodies[statuses.index(201)]
     assert list(directory.joinpath("tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_request_cut_at_any_moment_leaves_all_or_nothing(
+    host: FileHost, directory: Path, clock: Now, key: str, seed: int
+) -> None:
+    store, chance = host.store(directory, clock), random.Random(seed)
+    body = bytes(range(256)) * 8192
+    keys = [f"{key}-{number}" for number in range(40)]
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 65_536):
+            await asyncio.sleep(0)
+            yield body[start : start + 65_536]
+
+    async def upload(key: str) -> None:
+        request = (await plan(store, key, body)).requests[0]
+        claims, _, signature = request.url.rpartition("/")[2].partition("?signature=")
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        await store.receive_signed(claims, signature, headers=headers, body=pieces())
+
+    for batch in range(0, len(keys), 4):
+        tasks = [asyncio.create_task(upload(key)) for key in keys[batch : batch + 4]]
+        for task in tasks:
+            await asyncio.sleep(chance.uniform(0, 0.02))
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    await until(lambda: list(directory.joinpath("tmp").iterdir()) == [], what="cleaned up")
+    kept = [key for key in keys if await store.head(key) is not None]
+    for key in kept:
+        assert b"".join([piece async for piece in store.open(key)]) == body
+    assert len(files(directory)) == 2 * len(kept)
 
 
 async def test_part_links_open_their_own_part_alone(store: LocalStore, sender: Sender, key: str) -> None:
