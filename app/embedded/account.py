@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 NAME = "runyard"
 FALLBACK = "nobody"
-PROGRAMS = Path("/var/lib/runyard/programs")
+PROGRAMS = Path("/var/cache/runyard/programs")
 
 
 def server_user() -> User | None:
@@ -72,9 +72,9 @@ def _allows(path: Path, user: User, bit: int) -> bool:
 def programs(sources: list[Path], root: Path, user: User | None) -> Path:
     """A folder below which `user` finds the sources where they are below `root`; `root` itself where that will do.
 
-    The copy is root's and lies in /var/lib/runyard; it is made once for a version of the files.
+    The copy is root's, and made once for a version of the files.
     """
-    if user is None or reachable(sources[0], user):
+    if user is None or all(reachable(source, user) for source in sources):
         return root
     copy = PROGRAMS / hashlib.sha256(repr([_mark(source) for source in sources]).encode()).hexdigest()[:16]
     if not copy.exists():
@@ -90,7 +90,7 @@ def _mark(path: Path) -> tuple[str, int, int]:
 def _copy(sources: list[Path], root: Path, to: Path) -> None:
     try:
         for folder in (PROGRAMS.parent, PROGRAMS):
-            folder.mkdir(mode=0o755, exist_ok=True, parents=True)
+            _make_open(folder)
         draft = Path(tempfile.mkdtemp(dir=PROGRAMS))
         for source in sources:
             target = draft / source.relative_to(root)
@@ -99,12 +99,21 @@ def _copy(sources: list[Path], root: Path, to: Path) -> None:
                 shutil.copytree(source, target)
             else:
                 shutil.copy2(source, target)
-        draft.chmod(0o755)
+        for path in (draft, *draft.rglob("*")):
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
         _place(draft, to)
     except OSError as error:
         raise StartFailed(
             f"the embedded servers' user may not read {root}, and a copy in {PROGRAMS} cannot be made: {error}"
         ) from error
+
+
+def _make_open(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return
+    folder.chmod(0o755)  # whatever our umask says
 
 
 def _place(draft: Path, to: Path) -> None:

@@ -271,7 +271,7 @@ async def test_programs_that_the_user_cannot_reach_are_copied_once(home: Path, m
     secret.mkdir(parents=True)
     home.chmod(0o700)
     (secret / "server").write_text("#!/bin/sh\necho it ran\n")
-    (secret / "server").chmod(0o755)
+    (secret / "server").chmod(0o700)
     copies = Path(tempfile.mkdtemp())
     copies.chmod(0o755)
     monkeypatch.setattr(accounts, "PROGRAMS", copies / "programs")
