@@ -1,0 +1,27 @@
+"""One path that speaks GraphQL: HTTP and WebSocket over the same engine."""
+
+from collections.abc import Sequence
+
+from graphql import ASTValidationRule, GraphQLSchema
+
+from app.interfaces.engine.engine import Engine, Interface
+from app.interfaces.engine.headers import Scope
+from app.interfaces.engine.http import HttpEndpoint, Receive, Send
+from app.interfaces.engine.socket import SocketEndpoint
+
+
+class Endpoint:
+    """An ASGI application for one interface."""
+
+    def __init__(
+        self, schema: GraphQLSchema, interface: Interface, *, rules: Sequence[type[ASTValidationRule]] = ()
+    ) -> None:
+        engine = Engine(schema, interface.limits, rules=rules)
+        self._http = HttpEndpoint(engine, interface)
+        self._socket = SocketEndpoint(engine, interface)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)

@@ -1,0 +1,250 @@
+"""Runs operations: one schema, its limits, and whatever interface stands around it.
+
+Every operation has a deadline, and every event of a subscription gets a context of its own, so that loaders never
+serve rows of an earlier one. A subscription's source may yield `Encoded` payloads: those are passed on as they are,
+which is how one execution serves many members.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+from graphql import ASTValidationRule, ExecutionResult, GraphQLError, GraphQLSchema, OperationDefinitionNode
+from graphql.execution import (
+    Executor,
+    ExperimentalIncrementalExecutionResults,
+    create_source_event_stream,
+    execute_root_selection_set,
+    execute_subscription_event,
+)
+from graphql.execution.executor_throwing_on_incremental import ExecutorThrowingOnIncremental
+
+from app.domain.errors import Code, DomainError, LimitExceeded
+from app.interfaces.engine.documents import Document, Documents, is_subscription
+from app.interfaces.engine.errors import STATUS, Refused, domain_error, public, unexpected
+from app.interfaces.engine.limits import Limits
+from app.interfaces.engine.request import Credentials, Exchange, Params
+
+log = logging.getLogger(__name__)
+
+MakeContext = Callable[[], Any]
+"""Makes the context of one operation or one event."""
+
+
+class Interface(Protocol):
+    """What a schema's interface tells the engine: who callers are, what they may begin, what resolvers are given."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def cookie_name(self) -> str | None:
+        """The session cookie, where one counts."""
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """The origins whose pages may open a socket on a cookie; exact, like `https://runyard.example`."""
+
+    @property
+    def event_streams(self) -> bool:
+        """Whether subscriptions are also offered as server-sent events."""
+
+    async def identify(self, credentials: Credentials) -> Any:
+        """The caller, None for nobody; raises `Unauthenticated` for what is not, or no longer, an identity here."""
+
+    def admit(self, operation: "Operation", caller: Any) -> None:
+        """Raise a `DomainError` where this caller may not begin this operation."""
+
+    def admit_socket(self, caller: Any) -> None:
+        """Raise a `DomainError` where this caller may not keep a socket."""
+
+    def context(self, caller: Any, exchange: Exchange) -> Any:
+        """The context of one operation or one event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A whole result that somebody else has executed and encoded: `{"data": ...}` as JSON."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One operation that may run."""
+
+    document: Document
+    node: OperationDefinitionNode
+    variables: dict[str, Any] | None
+    request_id: str
+
+    @property
+    def name(self) -> str | None:
+        return self.node.name.value if self.node.name else None
+
+    @property
+    def streams(self) -> bool:
+        return is_subscription(self.node)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An encoded result; `status` is that of an HTTP answer in `application/graphql-response+json`."""
+
+    payload: bytes
+    status: int = 200
+    executed: bool = True  # whether there is a `data` entry
+    errors: tuple[dict[str, Any], ...] = ()
+
+
+class Engine:
+    """One executable schema with its documents."""
+
+    def __init__(self, schema: GraphQLSchema, limits: Limits, *, rules: Sequence[type[ASTValidationRule]] = ()) -> None:
+        self.limits = limits
+        self._schema = schema
+        self._documents = Documents(schema, limits, rules)
+
+    def prepare(self, params: Params, *, request_id: str) -> Operation:
+        """The operation that `params` ask for; raises `Refused`."""
+        document = self._documents.get(params.query, request_id=request_id)
+        try:
+            node = document.operation(params.operation_name)
+        except DomainError as error:
+            raise Refused.of(error) from None
+        return Operation(document=document, node=node, variables=params.variables, request_id=request_id)
+
+    async def execute(self, operation: Operation, context: Any) -> Answer:
+        """Run a query or a mutation to its end, at most until the deadline; never raises but for a cancellation."""
+        began = time.perf_counter()
+        try:
+            executor = self._executor(operation, context)
+            async with asyncio.timeout(self.limits.deadline):
+                result = await _settled(execute_root_selection_set(executor))
+            answer = _answer(result, operation.request_id)
+        except Refused as refused:
+            answer = refusal(refused)
+        except TimeoutError:
+            answer = refusal(Refused([domain_error(self._too_slow())], STATUS[Code.UNAVAILABLE]))
+        except Exception as error:
+            answer = refusal(Refused([unexpected(error, request_id=operation.request_id)], STATUS[Code.INTERNAL]))
+        _log(operation, began, answer.errors)
+        return answer
+
+    async def stream(self, operation: Operation, make_context: MakeContext) -> AsyncGenerator[bytes, None]:
+        """The encoded results of a subscription. Raises `Refused` where it does not begin, or ends by a failure.
+
+        Close the generator (`aclosing`): that closes its source at once.
+        """
+        began = time.perf_counter()
+        try:
+            executor, source = await self._open(operation, make_context)
+            _log(operation, began, ())
+            async with aclosing(_closable(source)) as events:
+                async for event in events:
+                    yield await self._event(executor, event, operation, make_context)
+        except DomainError as error:
+            raise Refused.of(error) from None
+        except TimeoutError:
+            raise Refused.of(self._too_slow()) from None
+        except (Refused, GeneratorExit):
+            raise
+        except Exception as error:
+            told = unexpected(error, request_id=operation.request_id)
+            raise Refused([told], STATUS[Code.INTERNAL]) from None
+
+    async def _open(self, operation: Operation, make_context: MakeContext) -> tuple[Executor[Any], AsyncIterable[Any]]:
+        executor = self._executor(operation, make_context())
+        async with asyncio.timeout(self.limits.deadline):
+            source = await _settled(create_source_event_stream(executor))
+        if isinstance(source, ExecutionResult):
+            raise _refused(source.errors or [], operation.request_id)
+        return executor, source
+
+    async def _event(
+        self, executor: Executor[Any], event: Any, operation: Operation, make_context: MakeContext
+    ) -> bytes:
+        if isinstance(event, Encoded):
+            return event.payload
+        own = executor.build_per_event_executor(event)
+        own.context_value = make_context()
+        async with asyncio.timeout(self.limits.deadline):
+            result = await _settled(execute_subscription_event(own))
+        return _answer(result, operation.request_id).payload
+
+    def _executor(self, operation: Operation, context: Any) -> Executor[Any]:
+        executor = ExecutorThrowingOnIncremental.build(
+            self._schema,
+            operation.document.node,
+            None,
+            context,
+            operation.variables,
+            operation.name,
+            hide_suggestions=True,
+        )
+        if isinstance(executor, list):
+            raise _refused(executor, operation.request_id)
+        return executor
+
+    def _too_slow(self) -> LimitExceeded:
+        return LimitExceeded(f"the operation did not end within {self.limits.deadline:g} s and was stopped")
+
+
+async def _settled(value: Any) -> Any:
+    return await value if hasattr(value, "__await__") else value
+
+
+async def _closable(source: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    """`source` as a generator whose end, however it comes, closes the source."""
+    iterator: AsyncIterator[Any] = aiter(source)
+    try:
+        async for event in iterator:
+            yield event
+    finally:
+        close = getattr(iterator, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def _answer(result: ExecutionResult | ExperimentalIncrementalExecutionResults, request_id: str) -> Answer:
+    if not isinstance(result, ExecutionResult):
+        raise TypeError("incremental delivery is not offered")
+    errors = [public(error, request_id=request_id) for error in result.errors or ()]
+    body: dict[str, Any] = {"data": result.data}
+    if errors:
+        body["errors"] = errors
+    return Answer(payload=orjson.dumps(body), errors=tuple(errors))
+
+
+def _refused(errors: Sequence[GraphQLError], request_id: str) -> Refused:
+    told = [public(error, request_id=request_id) for error in errors]
+    return Refused(told, STATUS.get(Code(told[0]["extensions"]["code"]), 400))
+
+
+def refusal(refused: Refused) -> Answer:
+    """The answer to a request that is not executed."""
+    payload = orjson.dumps({"errors": refused.errors})
+    return Answer(payload=payload, status=refused.status, executed=False, errors=tuple(refused.errors))
+
+
+def _log(operation: Operation, began: float, errors: Sequence[dict[str, Any]]) -> None:
+    if not log.isEnabledFor(logging.INFO):
+        return
+    codes = [error["extensions"]["code"] for error in errors]
+    log.info(
+        "%s %s %s",
+        operation.node.operation.value,
+        operation.name or "(anonymous)",
+        ",".join(codes) or "ok",
+        extra={
+            "operation": operation.name,
+            "document": operation.document.digest,
+            "request_id": operation.request_id,
+            "ms": round((time.perf_counter() - began) * 1000, 1),
+        },
+    )

@@ -1,0 +1,319 @@
+"""One WebSocket: reads messages, runs operations, and writes frames without ever letting one client hold up another.
+
+Frames go through one bounded outbox. A subscription that finds it full ends with RESYNC and its source is closed at
+once; a client that takes nothing for the send timeout is closed with 1013. Whatever ends the socket, every generator
+is closed before the endpoint returns. Who the client is, is asked again every few seconds: an identity that has ended
+closes with 4403.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from typing import Any
+
+from app.domain.errors import DomainError, LimitExceeded, Resync, Unavailable
+from app.interfaces.engine.engine import Engine, Interface, Operation
+from app.interfaces.engine.errors import Refused, domain_error, unexpected
+from app.interfaces.engine.headers import Scope, exchange_of, socket_credentials
+from app.interfaces.engine.limits import Limits
+from app.interfaces.engine.protocol import (
+    BAD_MESSAGE,
+    FORBIDDEN,
+    INIT_TIMEOUT,
+    NOT_ACCEPTABLE,
+    SUBPROTOCOL,
+    Close,
+    Connection,
+    Init,
+    Reply,
+    Stop,
+    Subscribe,
+    complete_frame,
+    error_frame,
+    next_frame,
+)
+from app.interfaces.engine.request import Credentials
+from app.interfaces.engine.wire import FAIL
+
+log = logging.getLogger(__name__)
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+TOO_BIG = 1009
+TRY_AGAIN = 1013
+MAX_REASON = 120  # bytes of a close frame's reason
+
+
+class SocketEndpoint:
+    """The WebSocket side of one interface: an ASGI application for one path."""
+
+    def __init__(self, engine: Engine, interface: Interface) -> None:
+        self._engine = engine
+        self._interface = interface
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (await receive())["type"] != "websocket.connect":
+            return
+        if SUBPROTOCOL not in scope.get("subprotocols", ()):
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close", "code": NOT_ACCEPTABLE, "reason": f"expected {SUBPROTOCOL}"})
+            return
+        await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
+        await _Socket(self._engine, self._interface, scope, receive, send).run()
+
+
+class Ended(Exception):
+    """The socket is to be closed with this code."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class Outbox:
+    """Frames on their way to one client: bounded in bytes, written in order by one task."""
+
+    def __init__(self, send: Send, limits: Limits) -> None:
+        self._send = send
+        self._limits = limits
+        self._frames: deque[str] = deque()
+        self._size = 0
+        self._filled = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+
+    @property
+    def full(self) -> bool:
+        return self._size >= self._limits.buffer
+
+    def put(self, frame: str) -> None:
+        """Send `frame` after those before it."""
+        self._frames.append(frame)
+        self._size += len(frame)
+        self._filled.set()
+        if self.full:
+            self._drained.clear()
+
+    async def room(self) -> None:
+        """Wait until the outbox is no longer full."""
+        await self._drained.wait()
+
+    async def write(self) -> None:
+        """Write frames for ever; raises `Ended` where the client takes nothing for the send timeout."""
+        while True:
+            await self._filled.wait()
+            while self._frames:
+                frame = self._frames.popleft()
+                await self._write_one(frame)
+                self._size -= len(frame)
+                if not self.full:
+                    self._drained.set()
+            self._filled.clear()
+
+    async def _write_one(self, frame: str) -> None:
+        try:
+            async with asyncio.timeout(self._limits.send_timeout):
+                await self._send({"type": "websocket.send", "text": frame})
+        except TimeoutError:
+            raise Ended(TRY_AGAIN, "the client takes no messages") from None
+        except OSError:  # uvicorn's ClientDisconnected among them
+            raise Ended(1006, "the client is gone") from None
+
+
+class _Socket:
+    def __init__(self, engine: Engine, interface: Interface, scope: Scope, receive: Receive, send: Send) -> None:
+        self._engine = engine
+        self._interface = interface
+        self._limits = interface.limits
+        self._exchange = exchange_of(scope)
+        self._fail: Callable[[int, str], None] | None = (scope.get("extensions") or {}).get(FAIL)
+        self._receive = receive
+        self._send = send
+        self._outbox = Outbox(send, self._limits)
+        self._connection = Connection()
+        self._caller: Any = None
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until either side ends it."""
+        ended = Ended(1000, "")
+        try:
+            async with asyncio.timeout(self._limits.init_timeout) as patience:
+                credentials = await self._introduction()
+                patience.reschedule(None)
+            await self._serve(credentials)
+        except TimeoutError:
+            ended = Ended(INIT_TIMEOUT, "Connection initialisation timeout")
+        except Ended as error:
+            ended = error
+        finally:
+            await self._stop_all()
+            await self._close(ended)
+
+    async def _introduction(self) -> Credentials:
+        """Wait for connection_init and find out who it is."""
+        while True:
+            event = self._connection.receive(await self._text())
+            match event:
+                case Init(payload):
+                    credentials = await self._identify(payload)
+                    self._outbox.put(self._connection.acknowledge())
+                    return credentials
+                case Reply(frame):
+                    await self._send({"type": "websocket.send", "text": frame})
+                case Close(code, reason):
+                    raise Ended(code, reason)
+                case _:
+                    continue
+
+    async def _identify(self, payload: dict[str, Any]) -> Credentials:
+        try:
+            credentials = socket_credentials(self._exchange, self._interface, payload)
+            self._caller = await self._interface.identify(credentials)
+            self._interface.admit_socket(self._caller)
+        except Unavailable as error:
+            raise Ended(TRY_AGAIN, error.message) from None
+        except DomainError as error:
+            raise Ended(FORBIDDEN, error.message) from None
+        except Exception as error:
+            told = unexpected(error, request_id=self._exchange.request_id)
+            raise Ended(1011, f"internal error {told['extensions']['errorId']}") from None
+        return credentials
+
+    async def _serve(self, credentials: Credentials) -> None:
+        """Read, write and look again, until the first of the three ends."""
+        parts = {
+            asyncio.create_task(self._read()),
+            asyncio.create_task(self._outbox.write()),
+            asyncio.create_task(self._recheck(credentials)),
+        }
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+        for part in done:
+            part.result()
+
+    async def _read(self) -> None:
+        while True:
+            event = self._connection.receive(await self._text())
+            match event:
+                case Subscribe(id, _):
+                    self._begin(event)
+                case Stop(id):
+                    self._stop(id)
+                case Reply(frame):
+                    await self._outbox.room()
+                    self._outbox.put(frame)
+                case Close(code, reason):
+                    raise Ended(code, reason)
+                case _:
+                    continue
+
+    async def _text(self) -> str | None:
+        """The next message; raises `Ended` where the client is gone or sends too much."""
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            raise Ended(1006, "the client is gone")
+        text: str | None = message.get("text")
+        if text is None:
+            raise Ended(BAD_MESSAGE, "expected text messages")
+        if len(text) > self._limits.message or len(text.encode(errors="surrogatepass")) > self._limits.message:
+            raise Ended(TOO_BIG, f"expected messages of at most {self._limits.message} bytes")
+        return text
+
+    async def _recheck(self, credentials: Credentials) -> None:
+        """Look again who this is; nothing is concluded while that cannot be answered."""
+        while True:
+            await asyncio.sleep(self._limits.recheck)
+            try:
+                self._caller = await self._interface.identify(credentials)
+                self._interface.admit_socket(self._caller)
+            except Unavailable:
+                continue
+            except DomainError as error:
+                raise Ended(FORBIDDEN, error.message) from None
+            except Exception as error:
+                unexpected(error, request_id=self._exchange.request_id)
+
+    def _begin(self, asked: Subscribe) -> None:
+        id = asked.id
+        if len(self._running) >= self._limits.operations:
+            self._connection.ended(id)
+            error = LimitExceeded(f"expected at most {self._limits.operations} operations at once on one socket")
+            self._outbox.put(error_frame(id, [domain_error(error)]))
+            return
+        task = asyncio.create_task(self._run(asked))
+        self._running[id] = task
+        task.add_done_callback(lambda done: self._over(id, done))
+
+    def _over(self, id: str, task: asyncio.Task[None]) -> None:
+        self._ending.discard(task)
+        if self._running.get(id) is task:
+            del self._running[id]
+            self._connection.ended(id)
+
+    def _stop(self, id: str) -> None:
+        task = self._running.pop(id, None)
+        if task is not None:
+            self._ending.add(task)
+            task.cancel()
+
+    async def _run(self, asked: Subscribe) -> None:
+        """One operation from its first frame to its last."""
+        id = asked.id
+        try:
+            operation = self._engine.prepare(asked.params, request_id=self._exchange.request_id)
+            self._interface.admit(operation, self._caller)
+            await (self._stream(id, operation) if operation.streams else self._execute(id, operation))
+            self._outbox.put(complete_frame(id))
+        except Refused as refused:
+            self._outbox.put(error_frame(id, refused.errors))
+        except DomainError as error:
+            self._outbox.put(error_frame(id, [domain_error(error)]))
+        except Exception as error:
+            told = unexpected(error, request_id=self._exchange.request_id)
+            self._outbox.put(error_frame(id, [told]))
+
+    async def _execute(self, id: str, operation: Operation) -> None:
+        answer = await self._engine.execute(operation, self._context())
+        if not answer.executed:
+            raise Refused(list(answer.errors), answer.status)
+        await self._outbox.room()
+        self._outbox.put(next_frame(id, answer.payload))
+
+    async def _stream(self, id: str, operation: Operation) -> None:
+        async with aclosing(self._engine.stream(operation, self._context)) as results:
+            async for payload in results:
+                if self._outbox.full:
+                    raise Resync("this stream was dropped because the client reads too slowly: resume after its cursor")
+                self._outbox.put(next_frame(id, payload))
+
+    def _context(self) -> Any:
+        return self._interface.context(self._caller, self._exchange)
+
+    async def _stop_all(self) -> None:
+        tasks = [*self._running.values(), *self._ending]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _close(self, ended: Ended) -> None:
+        if ended.code == 1006:
+            return
+        reason = ended.reason.encode()[:MAX_REASON].decode(errors="ignore")
+        if ended.code == TRY_AGAIN and self._fail is not None:
+            self._fail(ended.code, reason)
+            return
+        try:
+            async with asyncio.timeout(self._limits.send_timeout):
+                await self._send({"type": "websocket.close", "code": ended.code, "reason": reason})
+        except (OSError, TimeoutError):
+            log.debug("a socket was gone before it was closed with %s", ended.code)
