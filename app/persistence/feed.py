@@ -4,13 +4,14 @@ They read tasks of any team: whoever calls has already asked whether the viewer 
 Events are read here and nowhere else, so that the chunks of ended tasks can move to another place.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from app.domain.events import Event, EventKind
+from app.domain.errors import CursorExpired, Resync
+from app.domain.events import Cursor, Event, EventKind
 from app.domain.task import TERMINAL, TaskState
 from app.persistence.database import Database, Record
 
@@ -87,6 +88,28 @@ class FeedReads:
         rows = await self._database.fetch(_EVENTS, task_id, after, upto, limit, PAGE_BYTES)
         return [Event(row["seq"], row["at"], EventKind(row["kind"]), row["body"]) for row in rows]
 
+    async def page(self, task_id: UUID, *, after: Cursor | None, last: int, limit: int) -> tuple[int, list[Event]]:
+        """The epoch of the log and a page of it past the cursor; `last` is the number of its last event.
+
+        Raises `Resync` for a cursor that the log did not give out, `CursorExpired` for events that are no longer kept.
+        """
+        epoch: int = await self._database.fetchval("SELECT epoch FROM log_epoch")
+        seq = after.seq if after else 0
+        if after and (after.epoch != epoch or after.seq > last):
+            raise Resync(f"the log of this task is at event {last} of epoch {epoch}; read again from the start")
+        events = await self.events(task_id, after=seq, limit=limit)
+        if seq < last and limit and (not events or events[0].seq != seq + 1):
+            raise CursorExpired(f"the events after number {seq} of this task are no longer kept")
+        return epoch, events
+
+    async def log(self, task_id: UUID, *, upto: int) -> AsyncIterator[str]:
+        """Every line of the log events up to number `upto`, with its time and stream, in pieces of many lines."""
+        seq = 0
+        while events := await self.events(task_id, after=seq, upto=upto):
+            seq = events[-1].seq
+            if lines := [line for event in events if event.kind is EventKind.LOG for line in _lines(event)]:
+                yield "".join(lines)
+
     async def team_marks(self, team_ids: Collection[UUID]) -> dict[UUID, str]:
         """A fingerprint of each team's tasks that moves with every submit and every lease that begins or ends."""
         rows = await self._database.fetch(_TEAM_MARKS, list(team_ids))
@@ -107,6 +130,11 @@ class FeedReads:
             [access.credential_id for access in accesses],
         )
         return {accesses[row["n"] - 1] for row in rows}
+
+
+def _lines(event: Event) -> list[str]:
+    at = event.at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return [f"{at} {event.body['stream']:<6} {line}\n" for line in event.body["lines"]]
 
 
 def _head(row: Record) -> Head:

@@ -178,8 +178,7 @@ class TaskFollower:
         if batch.events is None:  # too large for the bus
             self.repair()
             return
-        if batch.revision > self.latest.revision:
-            self.latest = Latest(batch.revision, batch.progress, batch.preview)
+        self._take_latest(batch)
         if self.last + 1 < batch.first <= batch.last:
             self._early.append(batch)
             self._await_gap()
@@ -187,6 +186,14 @@ class TaskFollower:
             self._append(batch)
             self._take_early()
         self.wake()
+
+    def _take_latest(self, batch: Batch) -> None:
+        known = self.latest
+        if batch.revision <= known.revision:
+            return
+        if batch.revision > known.revision + 1:  # the one between may have told of the other value
+            self.repair()
+        self.latest = Latest(batch.revision, batch.progress or known.progress, batch.preview or known.preview)
 
     def _append(self, batch: Batch) -> None:
         events = tuple(event for event in batch.events or () if event.seq > self.last)
@@ -255,7 +262,7 @@ class TaskFollower:
             self._ring.clear()
             self._weight = 0
             self.last = head.seq
-        if head.revision > self.latest.revision:
+        if head.revision >= self.latest.revision:
             self.latest = Latest(head.revision, head.progress, head.preview)
         self.ended = self.ended or head.ended
         self._take_early()
