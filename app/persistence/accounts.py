@@ -27,9 +27,15 @@ async def get(user_id: UUID) -> User | None:
     return _user(rows[0]) if rows else None
 
 
-async def by_ids(user_ids: Sequence[UUID]) -> dict[UUID, User]:
-    """The users among `user_ids` that there are."""
-    rows = await database.rows(f"SELECT {_COLUMNS} FROM user_account WHERE id = ANY($1::uuid[])", list(user_ids))
+async def visible(user_ids: Sequence[UUID], *, to: UUID, team_ids: Sequence[UUID]) -> dict[UUID, User]:
+    """Those of `user_ids` that are `to` or in one of the teams."""
+    rows = await database.rows(
+        f"SELECT {_COLUMNS} FROM user_account u WHERE id = ANY($1::uuid[]) AND (id = $2 OR EXISTS ("
+        "SELECT FROM membership m WHERE m.user_id = u.id AND m.team_id = ANY($3::uuid[])))",
+        list(user_ids),
+        to,
+        list(team_ids),
+    )
     return {row["id"]: _user(row) for row in rows}
 
 

@@ -4,7 +4,7 @@ A wrong address and a wrong password get the same answer in the same time. A lin
 newest of its kind alone. Whatever changes a password ends the user's other sessions.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -130,6 +130,16 @@ class AccountService:
         if user is None:
             raise NotFound(f"no user {viewer.user_id}")
         return user
+
+    async def by_ids(self, viewer: Viewer, user_ids: Sequence[UUID]) -> dict[UUID, User]:
+        """Those of `user_ids` that are in a team with the viewer, and the viewer itself."""
+        return await accounts.visible(user_ids, to=viewer.user_id, team_ids=list(viewer.grants))
+
+    async def renew(self, viewer: Viewer) -> Viewer:
+        """The same session with the roles of this moment: after a verb that changed them."""
+        if viewer.session_id is None:
+            return viewer
+        return Viewer.person(viewer.user_id, await teams.roles(viewer.user_id), session_id=viewer.session_id)
 
     async def update_profile(self, viewer: Viewer, *, name: str) -> User:
         """Change the viewer's own name."""

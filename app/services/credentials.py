@@ -24,6 +24,7 @@ from app.services.sightings import Sightings
 MOST_PINS = 64  # labels or workflows that a key is pinned to
 MOST_SLOTS = 1024
 _NOBODY = b"\0" * 32
+_PATHS = {"max_slots": "maxSlots", "workflows": "workflowIds"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,12 +142,12 @@ class CredentialService:
         _check_kind(checked, wish)
         checked.key(idempotency_key)
         if wish.workflows is not None and not wish.workflows:
-            checked.fault("workflows", "expected at least one workflow, or none to leave the key unpinned")
+            checked.fault("workflowIds", "expected at least one workflow, or none to leave the key unpinned")
         if len(new.workflows or ()) > MOST_PINS:
-            checked.fault("workflows", f"expected at most {MOST_PINS} workflows, found {len(new.workflows or ())}")
+            checked.fault("workflowIds", f"expected at most {MOST_PINS} workflows, found {len(new.workflows or ())}")
         elif new.workflows:
             for foreign in await credentials.foreign_workflows(team_id, new.workflows):
-                checked.fault("workflows", f"no workflow {foreign}")
+                checked.fault("workflowIds", f"no workflow {foreign}")
         checked.settle()
         return new
 
@@ -179,7 +180,7 @@ def _check_kind(checked: Checked, wish: CredentialWish) -> None:
             checked.fault("scopes", "expected at least one scope")
         for pin in ("labels", "max_slots", "workflows"):
             if getattr(wish, pin) is not None:
-                checked.fault("maxSlots" if pin == "max_slots" else pin, "expected none: only agent keys are pinned")
+                checked.fault(_PATHS.get(pin, pin), "expected none: only agent keys are pinned")
     if wish.max_slots is not None and not 1 <= wish.max_slots <= MOST_SLOTS:
         checked.fault("maxSlots", f"expected from 1 to {MOST_SLOTS} slots, found {wish.max_slots}")
 

@@ -199,8 +199,8 @@ async def test_members_see_no_keys(people: People, owner: Viewer, team_id: UUID)
         (replace(INTEGRATION, labels=["gpu"], max_slots=1), [("labels",), ("maxSlots",)]),
         (replace(AGENT, scopes=[Scope.READ]), [("scopes",)]),
         (replace(AGENT, max_slots=0, labels=["a", "\n"]), [("labels", "1"), ("maxSlots",)]),
-        (replace(AGENT, workflows=[]), [("workflows",)]),
-        (replace(AGENT, workflows=[UUID(int=7)]), [("workflows",)]),
+        (replace(AGENT, workflows=[]), [("workflowIds",)]),
+        (replace(AGENT, workflows=[UUID(int=7)]), [("workflowIds",)]),
         (replace(AGENT, labels=["x"] * 65), [("labels",)]),
     ],
 )

@@ -1,0 +1,96 @@
+"""What clients see of a team: the door to everything that it owns."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+import strawberry
+
+from app.domain import people
+from app.domain.credential import KeyKind
+from app.domain.ids import Kind
+from app.interfaces.graphql.context import Context, Info
+from app.interfaces.graphql.declare import argument, attribute, field, global_id, object_type
+from app.interfaces.graphql.nodes import Node
+from app.interfaces.graphql.paging import DEFAULT_FIRST, After, Connection, First, connection
+from app.interfaces.graphql.types.credential import Credential, credential
+from app.interfaces.graphql.types.invitation import Invitation, invitation
+from app.interfaces.graphql.types.member import Member, member
+from app.interfaces.graphql.types.role import Role
+from app.services.access import Permission, Viewer
+
+
+@object_type()
+class Team(Node):
+    """The boundary that owns everything else; two teams never see each other."""
+
+    slug: str = attribute("Its name in addresses, unique.")
+    name: str = attribute("Its name for people.")
+    role: Role | None = attribute("The caller's role in it; null for a key, which has scopes instead.")
+    created_at: datetime = attribute("When it was founded.")
+    row_id: strawberry.Private[UUID]
+
+    @field(Permission.READ)
+    async def members(self, info: Info, first: First = DEFAULT_FIRST, after: After = None) -> Connection[Member]:
+        """The team's members, the longest there first."""
+        members, viewer = info.context.services.members, info.context.viewer
+        return await connection(
+            lambda limit, key: members.page(viewer, self.row_id, after=key, limit=limit),
+            lambda: members.count(viewer, self.row_id),
+            first=first,
+            after=after,
+            id_of=lambda each: each.id,
+            of=member,
+        )
+
+    @field(Permission.MANAGE_MEMBERS)
+    async def invitations(
+        self, info: Info, first: First = DEFAULT_FIRST, after: After = None
+    ) -> Connection[Invitation]:
+        """The team's open invitations, the oldest first."""
+        invitations, viewer = info.context.services.invitations, info.context.viewer
+        return await connection(
+            lambda limit, key: invitations.page(viewer, self.row_id, after=key, limit=limit),
+            lambda: invitations.count(viewer, self.row_id),
+            first=first,
+            after=after,
+            id_of=lambda each: each.id,
+            of=invitation,
+        )
+
+    @field(Permission.MANAGE_CREDENTIALS)
+    async def credentials(
+        self,
+        info: Info,
+        kind: Annotated[KeyKind | None, argument("Only keys of this kind.")] = None,
+        first: First = DEFAULT_FIRST,
+        after: After = None,
+    ) -> Connection[Credential]:
+        """The team's keys, the newest first, ended ones too. For people alone, never for a key."""
+        credentials, viewer = info.context.services.credentials, info.context.viewer
+        return await connection(
+            lambda limit, key: credentials.page(viewer, self.row_id, kind=kind, after=key, limit=limit),
+            lambda: credentials.count(viewer, self.row_id, kind=kind),
+            first=first,
+            after=after,
+            id_of=lambda each: each.id,
+            of=credential,
+        )
+
+
+def team(value: people.Team, viewer: Viewer) -> Team:
+    """The type of a service's value, as `viewer` sees it."""
+    return Team(
+        id=global_id(Kind.TEAM, value.id),
+        slug=value.slug,
+        name=value.name,
+        role=viewer.roles.get(value.id),
+        created_at=value.created_at,
+        row_id=value.id,
+    )
+
+
+async def load_teams(context: Context, ids: list[UUID]) -> list[Team | None]:
+    """Those that the viewer is in, in the order of `ids`."""
+    found = await context.services.teams.by_ids(context.viewer, ids)
+    return [team(found[id], context.viewer) if id in found else None for id in ids]
