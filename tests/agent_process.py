@@ -63,7 +63,9 @@ async def agent_process(
 ) -> AsyncIterator[AgentProcess]:
     """Run the agent with `programs` (name = Python source) and `argv` (name = arguments) as its commands."""
     directory.mkdir(exist_ok=True)
-    (directory / "agent.toml").write_text(_config(programs, argv or {}, {"scale": SCALE, "answer": 1.0, **(timings or {})}))
+    (directory / "agent.toml").write_text(
+        _config(programs, argv or {}, {"scale": SCALE, "answer": 1.0, **(timings or {})})
+    )
     with (directory / "agent.log").open("ab") as log:
         child = await children.start(
             [
@@ -83,7 +85,10 @@ async def agent_process(
 
 def _config(programs: dict[str, str], argv: dict[str, list[str]], timings: dict[str, float]) -> str:
     commands = {**{n: [sys.executable, "-c", source] for n, source in programs.items()}, **argv}
-    lines = [f"[commands.{n}]\nargv = {json.dumps([_escaped(n, part, argv) for part in parts])}" for n, parts in commands.items()]
+    lines = [
+        f"[commands.{n}]\nargv = {json.dumps([_escaped(n, part, argv) for part in parts])}"
+        for n, parts in commands.items()
+    ]
     return "\n".join([*lines, "[timings]", *(f"{n} = {float(value)}" for n, value in timings.items())])
 
 

@@ -157,7 +157,7 @@ class AgentServer:
     async def cut(self, code: int = 1012) -> None:
         """Break all connections."""
         for ws in list(self._sockets):
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await ws.close(code)
 
     async def until(self, condition: Callable[[], Any], seconds: float = 20.0) -> None:
@@ -287,9 +287,7 @@ class AgentServer:
         if self.fail[operation]:
             code = self.fail[operation].pop(0)
             return {"errors": [{"message": "a fault on purpose", "extensions": {"code": code}}]}
-        result = await graphql(
-            SCHEMA, payload["query"], root_value=self, variable_values=payload["variables"]
-        )
+        result = await graphql(SCHEMA, payload["query"], root_value=self, variable_values=payload["variables"])
         assert not result.errors, result.errors
         async with self._changed:
             self._changed.notify_all()
@@ -405,7 +403,9 @@ class AgentServer:
             return "MISSING"
         data = b"".join(uploaded)
         hashes = [hashlib.sha256(part).hexdigest() for part in uploaded]
-        if hashlib.sha256(data).hexdigest() != output["sha256"] or output["parts"] != (hashes if len(hashes) > 1 else []):
+        if hashlib.sha256(data).hexdigest() != output["sha256"] or output["parts"] != (
+            hashes if len(hashes) > 1 else []
+        ):
             return "MISMATCH"
         output.update(verified=True, data=data)
         return "VERIFIED"

@@ -28,6 +28,8 @@ class Timings:
     backoff_max: float = 30.0
     report_every: float = 0.1
     latest_every: float = 0.5  # progress and previews
+    retry: float = 1.0  # after a fault of the server, doubling up to:
+    retry_max: float = 30.0
     answer: float = 15.0  # until an operation is repeated
     finish_retry: float = 2.0
     finish_retry_max: float = 3600.0

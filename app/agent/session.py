@@ -112,13 +112,14 @@ class Session:
             await asyncio.sleep(self._pause(misses, pause, was_good=lasted))
 
     async def call(
-        self, operation: str, *, first_retry: float = 1.0, last_retry: float = 30.0, **variables: Any
+        self, operation: str, *, first_retry: float | None = None, last_retry: float | None = None, **variables: Any
     ) -> Any:
         """The answer to `operation`, however long it takes; raises OperationFailed where the server's refusal is definitive.
 
         `first_retry` doubles up to `last_retry` (seconds) between repeats after a server's fault; a new connection repeats at once.
         """
-        delay = first_retry
+        delay = first_retry or self._timings.retry
+        longest = last_retry or self._timings.retry_max
         while True:
             live = await self._connected()
             try:
@@ -143,7 +144,7 @@ class Session:
                 else:
                     _log.warning("%s failed, repeating in %.1f s: %s", operation, delay, error)
                     await self._not(live, timeout=delay * random.uniform(0.8, 1.2))
-                    delay = min(delay * 2, last_retry)
+                    delay = min(delay * 2, longest)
 
     async def close(self) -> None:
         """End the connection, if there is one."""
@@ -218,7 +219,10 @@ class Session:
 
     async def _follow(self, live: Live, work: Work) -> None:
         """Until the connection is over, for whatever reason; only Forbidden is passed on."""
-        parts: list[asyncio.Task[None]] = [asyncio.create_task(self._orders(live, work)), asyncio.create_task(self._beats(live, work))]
+        parts: list[asyncio.Task[None]] = [
+            asyncio.create_task(self._orders(live, work)),
+            asyncio.create_task(self._beats(live, work)),
+        ]
         if live.transport.name == "http":
             parts.append(asyncio.create_task(asyncio.sleep(self._timings.fallback_hold)))
         try:

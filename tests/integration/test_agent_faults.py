@@ -1,0 +1,438 @@
+"""The real agent process when things go wrong: lost answers, broken connections, cancels, ends of the agent itself."""
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+from app.children import exists
+from tests.agent_process import agent_process
+from tests.agent_server import AgentServer, Lease
+from tests.waiting import until
+
+# Two processes that ignore SIGTERM, in one group; the log tells their ids.
+STUBBORN = (
+    "import os, signal, subprocess, sys, time\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "child = subprocess.Popen([sys.executable, '-c',"
+    " 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)'])\n"
+    "print(os.getpid(), child.pid, flush=True)\n"
+    "time.sleep(600)\n"
+)
+# Ends when a file appears that the test makes.
+WAITING = (
+    "import pathlib, sys, time\n"
+    "gate = pathlib.Path('../../../../gate')\n"
+    "n = 0\n"
+    "while not gate.exists():\n"
+    "    n += 1; print(n, flush=True); time.sleep(0.02)\n"
+    "print('through', flush=True)\n"
+)
+
+
+async def test_lost_answers_double_nothing(tmp_path: Path) -> None:
+    async with (
+        AgentServer().running() as server,
+        agent_process(server, tmp_path, timings={"answer": 0.3}, work=WAITING),
+    ):
+        await server.until(lambda: server.agents)
+        server.lose_answer.update(acknowledge=1, report=3, finish=1)
+
+        lease = server.assign(command="work")
+        await server.until(lambda: len(lease.log) > 20)
+        _open_gate(tmp_path)
+        await server.until(lambda: lease.finish)
+        await server.until(lambda: server.calls.count("finish") > 1)
+
+        _assert_whole(lease)
+        assert sum(server.lose_answer.values()) == 0
+
+
+async def test_connection_that_breaks_again_and_again_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, work=WAITING) as agent:
+        await server.until(lambda: server.agents)
+        lease = server.assign(command="work")
+        await server.until(lambda: lease.log)
+
+        server.cut_after.update(report=3, beat=1)
+        for _ in range(3):
+            seen = len(server.connects)
+            await server.cut(1011 if seen % 2 else 1012)
+            await server.until(lambda seen=seen: len(server.connects) > seen)
+        _open_gate(tmp_path)
+        await server.until(lambda: lease.finish)
+
+        _assert_whole(lease)
+        assert {c["instanceId"] for c in server.connects} == {server.connects[0]["instanceId"]}
+        assert all(c["holding"] == [lease.token] for c in server.connects[1:])
+        assert server.connects[1]["agentSecret"] == "s3cret"
+        assert agent.state["agentSecret"] == "s3cret"
+        assert lease.state == "completed"
+
+
+async def test_work_goes_on_through_an_outage_and_is_reported_late(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, work=WAITING) as agent:
+        await server.until(lambda: server.agents)
+        lease = server.assign(command="work")
+        await server.until(lambda: lease.log)
+
+        server.down = True
+        await server.cut()
+        _open_gate(tmp_path)
+        await until(lambda: not agent.state["groups"], what="the work ends while the server is away")
+        assert lease.finish is None
+        server.down = False
+        await server.until(lambda: lease.finish)
+
+        _assert_whole(lease)
+        assert lease.state == "completed"
+
+
+async def test_faults_of_the_server_are_repeated(tmp_path: Path) -> None:
+    program = "import os; print('x'); open(os.environ['RUNYARD_OUTPUTS'] + '/a', 'w').write('a')"
+    async with AgentServer().running() as server, agent_process(server, tmp_path, echo=program):
+        await server.until(lambda: server.agents)
+        server.fail.update(
+            {op: ["UNAVAILABLE", "INTERNAL"] for op in ("acknowledge", "report", "finish", "beginOutputs")}
+        )
+
+        lease = server.assign()
+        await server.until(lambda: lease.finish)
+
+        assert lease.state == "completed"
+        assert lease.log == ["x"]
+        assert lease.files == {"a": b"a"}
+
+
+async def test_result_that_the_server_refuses_becomes_a_plain_failure(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, echo="print('x')"):
+        await server.until(lambda: server.agents)
+        server.fail["finish"] = ["BAD_REQUEST"]
+
+        lease = server.assign()
+        await server.until(lambda: lease.finish)
+
+        assert lease.finish is not None
+        assert lease.finish["error"]["reason"] == "agent_error"
+
+
+async def test_gap_is_bridged_with_the_number_that_the_server_expects(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, work=WAITING):
+        await server.until(lambda: server.agents)
+        lease = server.assign(command="work")
+        await server.until(lambda: lease.number >= 3)
+
+        lease.number = 1  # as after a fail-over that lost the newest commits
+        await server.until(lambda: lease.number >= 4)
+        lease.number = 0
+        _open_gate(tmp_path)
+        await server.until(lambda: lease.finish)
+
+        assert lease.state == "completed"
+        assert lease.gaps == []
+
+
+async def test_cancel_kills_the_whole_group_after_the_grace_and_then_releases(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, work=STUBBORN) as agent:
+        await server.until(lambda: server.agents)
+        lease = server.assign(command="work")
+        await server.until(lambda: len(lease.log) == 2)
+        pids = _pids(lease)
+
+        server.cancel(lease, grace=0.5)
+        await server.until(lambda: lease.released)
+
+        assert [pid for pid in pids if exists(pid)] == []
+        assert lease.finish is None
+        assert "finish" not in server.calls
+        await until(lambda: agent.work == [])
+
+
+async def test_cancel_of_unknown_work_is_released_at_once(tmp_path: Path) -> None:
+    async with AgentServer().running() as server:
+        lease = server.assign()
+        server.cancel(lease)
+        async with agent_process(server, tmp_path, echo="print(1)"):
+            await server.until(lambda: lease.released)
+
+            assert "acknowledge" not in server.calls
+
+
+async def test_lost_lease_stops_the_work_and_reports_nothing_more(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, work=STUBBORN):
+        await server.until(lambda: server.agents)
+        lease = server.assign(command="work")
+        await server.until(lambda: len(lease.log) == 2)
+
+        lease.state = "lost"
+        await server.until(lambda: lease.released)
+
+        assert [pid for pid in _pids(lease) if exists(pid)] == []
+        assert "finish" not in server.calls
+
+
+async def test_lease_lost_before_the_acknowledgement_starts_nothing(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, echo="print(1)") as agent:
+        await server.until(lambda: server.agents)
+        server.fail["acknowledge"] = ["UNAVAILABLE"] * 3
+        lease = server.assign()
+        await server.until(lambda: "acknowledge" in server.calls)
+        lease.state = "lost"
+
+        await server.until(lambda: lease.released)
+
+        assert lease.lines == []
+        assert agent.work == []
+
+
+async def test_what_leaves_its_group_does_not_hold_the_task(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, sys\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'], start_new_session=True)\n"
+        "print(p.pid, flush=True)\n"
+    )
+    async with AgentServer().running() as server, agent_process(server, tmp_path, echo=program):
+        await server.until(lambda: server.agents)
+
+        lease = server.assign()
+        await server.until(lambda: lease.finish)
+
+        assert lease.state == "completed"
+        os.kill(int(lease.log[0]), signal.SIGKILL)
+
+
+async def test_killed_agent_leaves_no_process_and_the_next_one_clears_up(tmp_path: Path) -> None:
+    async with AgentServer().running() as server:
+        async with agent_process(server, tmp_path, work=STUBBORN) as agent:
+            await server.until(lambda: server.agents)
+            lease = server.assign(command="work")
+            await server.until(lambda: len(lease.log) == 2)
+
+            agent.signal(signal.SIGKILL)
+            await until(lambda: not any(exists(pid) for pid in _pids(lease)), what="all of the group is gone")
+            assert len(agent.work) == 1
+            assert list(agent.state["groups"]) == [agent.work[0].name]
+
+        async with agent_process(server, tmp_path, work=STUBBORN) as second:
+            await server.until(lambda: len(server.connects) == 2)
+
+            assert second.work == []
+            assert second.state["groups"] == {}
+            first, again = server.connects
+            assert first["instanceId"] != again["instanceId"]
+            assert again["agentSecret"] == "s3cret"
+            assert again["holding"] == []
+
+
+async def test_leftover_that_escaped_is_ended_by_the_next_agent(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, sys, time\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)\n"
+        "print(p.pid, flush=True); time.sleep(60)\n"
+    )
+    async with AgentServer().running() as server:
+        async with agent_process(server, tmp_path, work=program) as agent:
+            await server.until(lambda: server.agents)
+            lease = server.assign(command="work")
+            await server.until(lambda: lease.log)
+            escaped = int(lease.log[0])
+            agent.signal(signal.SIGKILL)
+            await agent.child.wait()
+        assert exists(escaped)
+
+        async with agent_process(server, tmp_path, work=program):
+            await server.until(lambda: len(server.connects) == 2)
+
+            assert not exists(escaped)
+
+
+async def test_second_agent_on_the_same_state_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, echo="print(1)"):
+        await server.until(lambda: server.agents)
+
+        async with agent_process(server, tmp_path, echo="print(1)") as second:
+            assert await second.child.wait() == 2
+
+            assert "found another agent 'tester' running" in second.log
+
+
+async def test_two_agents_work_side_by_side(tmp_path: Path) -> None:
+    async with (
+        AgentServer().running() as server,
+        agent_process(server, tmp_path / "one", name="one", echo="print('one')"),
+        agent_process(server, tmp_path / "two", name="two", echo="print('two')"),
+    ):
+        await server.until(lambda: len(server.agents) == 2)
+
+        leases = [server.assign(agent=name) for name in ("one", "two", "one")]
+        await server.until(lambda: all(lease.finish for lease in leases))
+
+        assert [lease.log for lease in leases] == [["one"], ["two"], ["one"]]
+
+
+async def test_revoked_key_stops_the_agent(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, work=STUBBORN) as agent:
+        await server.until(lambda: server.agents)
+        lease = server.assign(command="work")
+        await server.until(lambda: len(lease.log) == 2)
+
+        server.forbid = True
+        await server.cut(4403)
+
+        assert await agent.child.wait() == 3
+        assert [pid for pid in _pids(lease) if exists(pid)] == []
+
+
+async def test_refused_agent_stops_and_a_taken_name_is_waited_for(tmp_path: Path) -> None:
+    async with AgentServer().running() as server:
+        server.connect_answer = {"__typename": "AgentTaken", "message": "it is taken", "retryAfter": 0.01}
+        async with agent_process(server, tmp_path, echo="print(1)") as agent:
+            await server.until(lambda: len(server.connects) == 2)
+
+            server.connect_answer = {"__typename": "Refused", "code": "FORBIDDEN", "message": "slots are pinned to 1"}
+
+            assert await agent.child.wait() == 3
+            assert "slots are pinned to 1" in agent.log
+
+
+async def test_first_signal_drains(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, work=WAITING) as agent:
+        await server.until(lambda: server.agents)
+        lease = server.assign(command="work")
+        await server.until(lambda: lease.log)
+
+        agent.signal(signal.SIGTERM)
+        await until(lambda: "taking no new work" in agent.log)
+        late = server.assign(command="work")
+        await until(lambda: "is not taken" in agent.log)
+        _open_gate(tmp_path)
+
+        assert await agent.child.wait() == 0
+        assert lease.state == "completed"
+        assert late.state == "queued"
+
+
+async def test_second_signal_ends_running_work_as_failed(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, work=STUBBORN) as agent:
+        await server.until(lambda: server.agents)
+        lease = server.assign(command="work")
+        await server.until(lambda: len(lease.log) == 2)
+
+        agent.signal(signal.SIGTERM)
+        await until(lambda: "taking no new work" in agent.log)
+        agent.signal(signal.SIGTERM)
+
+        assert await agent.child.wait() == 0
+        assert lease.finish is not None
+        assert lease.finish["error"]["reason"] == "agent_restarted"
+        assert [pid for pid in _pids(lease) if exists(pid)] == []
+
+
+async def test_no_drain_ends_running_work_at_the_first_signal(tmp_path: Path) -> None:
+    async with (
+        AgentServer().running() as server,
+        agent_process(server, tmp_path, "--no-drain", work=WAITING) as agent,
+    ):
+        await server.until(lambda: server.agents)
+        lease = server.assign(command="work")
+        await server.until(lambda: lease.log)
+
+        agent.signal(signal.SIGINT)
+
+        assert await agent.child.wait() == 0
+        assert lease.finish is not None
+        assert lease.finish["error"]["reason"] == "agent_restarted"
+
+
+async def test_drain_order_and_unknown_orders(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, echo="print(1)") as agent:
+        await server.until(lambda: server.agents)
+        server.order({"__typename": "Pause", "note": "cleaning"})
+        server.order({"__typename": "SelfDestruct"})
+        await until(lambda: "SelfDestruct: it is not obeyed" in agent.log)
+
+        server.order({"__typename": "Drain", "ok": True})
+
+        assert await agent.child.wait() == 0
+
+
+async def test_reconnect_order_opens_another_connection(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, echo="print(1)"):
+        await server.until(lambda: server.agents)
+
+        server.order({"__typename": "Reconnect", "after": 0.05})
+        await server.until(lambda: len(server.connects) == 2)
+
+        lease = server.assign()
+        await server.until(lambda: lease.finish)
+
+
+async def test_http_serves_where_no_socket_comes_through(tmp_path: Path) -> None:
+    program = "import os; print('by http'); open(os.environ['RUNYARD_OUTPUTS'] + '/a', 'w').write('a')"
+    async with AgentServer().running() as server:
+        server.refuse_sockets = True
+        async with agent_process(server, tmp_path, timings={"fallback_hold": 60}, echo=program) as agent:
+            await server.until(lambda: server.agents)
+
+            lease = server.assign()
+            await server.until(lambda: lease.finish)
+
+            assert lease.log == ["by http"]
+            assert lease.files == {"a": b"a"}
+            assert "connected by http" in agent.log
+
+
+async def test_socket_is_tried_again_after_a_while_on_http(tmp_path: Path) -> None:
+    async with AgentServer().running() as server:
+        server.refuse_sockets = True
+        async with agent_process(server, tmp_path, timings={"fallback_hold": 0.2}, echo="print(1)") as agent:
+            await server.until(lambda: server.agents)
+            server.refuse_sockets = False
+
+            await until(lambda: "connected by socket" in agent.log)
+
+
+async def test_slow_server_holds_the_program_back(tmp_path: Path) -> None:
+    """What is not reported waits in the program's pipe, not in the agent's memory."""
+    program = "import sys\nfor n in range(400000): sys.stdout.write('x' * 99 + '\\n')\nopen('../../../../done', 'w')"
+    async with AgentServer().running() as server, agent_process(server, tmp_path, echo=program) as agent:
+        await server.until(lambda: server.agents)
+        lease = server.assign()
+        await server.until(lambda: lease.log)
+        server.fail["report"] = ["UNAVAILABLE"] * 100
+        await until(lambda: len(server.fail["report"]) < 96, what="some reports have failed")
+
+        memory = int((Path(f"/proc/{agent.pid}/statm")).read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        assert memory < 150 * 2**20
+        assert not (tmp_path / "done").exists()
+        server.cancel(lease, grace=0)
+        await server.until(lambda: lease.released)
+
+
+async def test_key_never_reaches_the_log(tmp_path: Path) -> None:
+    async with (
+        AgentServer().running() as server,
+        agent_process(server, tmp_path, "--log-format", "json", echo="1") as agent,
+    ):
+        await server.until(lambda: server.agents)
+        lease = server.assign()
+        await server.until(lambda: lease.finish)
+        await asyncio.sleep(0)
+
+        assert "ak-test" not in agent.log
+        assert all(json.loads(line)["message"] for line in agent.log.splitlines())
+
+
+def _open_gate(directory: Path) -> None:
+    (directory / "gate").touch()
+
+
+def _pids(lease: Lease) -> list[int]:
+    return [int(pid) for line in lease.log for pid in line.split() if " " in line]
+
+
+def _assert_whole(lease: Lease) -> None:
+    """Every line once and in order."""
+    assert lease.gaps == []
+    assert lease.log == [str(n + 1) for n in range(len(lease.log) - 1)] + ["through"]
