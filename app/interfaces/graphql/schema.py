@@ -65,11 +65,11 @@ from strawberry.schema.config import StrawberryConfig
 from strawberry.tools import merge_types
 
 from app.domain.ids import Kind
-from app.interfaces.graphql import nodes, policy
+from app.interfaces.graphql import accounts, credentials, nodes, policy, teams
 from app.interfaces.graphql.declare import NodeLoad, Noun
 from app.interfaces.graphql.scalars import SCALARS
 
-NOUNS: tuple[Noun, ...] = (nodes.NOUN,)
+NOUNS: tuple[Noun, ...] = (nodes.NOUN, accounts.NOUN, teams.NOUN, credentials.NOUN)
 
 
 def build(nouns: Sequence[Noun] = NOUNS) -> strawberry.Schema:
