@@ -1,7 +1,6 @@
 """The workflow service on a real database: versions without gaps, nothing overwritten unseen or shown to others."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -9,7 +8,7 @@ import pytest
 
 from app.domain.errors import AlreadyExists, Forbidden, IdempotencyConflict, InvalidInput, NotFound, WrongState
 from app.domain.workflow import Retry, Runtime, Workflow, write_plan
-from app.persistence.database import Database, open_database
+from app.persistence.database import Database
 from app.services.access import Role, Scope, Viewer
 from app.services.workflows import WorkflowFilter, WorkflowService
 from tests.viewers import in_role, key_of, make_owner, team_of
@@ -23,22 +22,6 @@ DOCUMENT: dict[str, Any] = {
     "labels": ["gpu"],
 }
 ALL = WorkflowFilter(archived=None)
-
-
-@pytest.fixture
-async def db(database_url: str) -> AsyncIterator[Database]:
-    async with open_database(database_url, hot_size=1, cold_size=4) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def owner(db: Database) -> Viewer:
-    return await make_owner()
-
-
-@pytest.fixture
-def team(owner: Viewer) -> UUID:
-    return team_of(owner)
 
 
 @pytest.fixture
