@@ -115,7 +115,8 @@ async def keyed_connection(
 
 def encode_cursor(key: Key) -> str:
     """The opaque text of a key."""
-    return urlsafe_b64encode(orjson.dumps(key)).decode().rstrip("=")
+    # `default` for the database driver's own subclass of UUID.
+    return urlsafe_b64encode(orjson.dumps(key, default=str)).decode().rstrip("=")
 
 
 def decode_cursor(text: str, shape: tuple[type, ...]) -> Key:
