@@ -1,4 +1,4 @@
-"""A small schema behind the real endpoint, in a real uvicorn on a loopback port: what the tests of the engine talk to."""
+"""A small schema behind the real endpoint, in a real uvicorn on loopback: what the tests of the engine talk to."""
 
 import asyncio
 import socket
