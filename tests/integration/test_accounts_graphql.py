@@ -34,6 +34,7 @@ class Caller:
     people: People
     viewer: Viewer | None = None
     over_socket: bool = False
+    browser: bool = True
     url: str = "https://runyard.example"
     cookies: list[str] = field(default_factory=list)
 
@@ -46,7 +47,10 @@ class Caller:
 
     async def send(self, document: str, **variables: Any) -> Any:
         exchange = Exchange(
-            request_id="r", headers={"user-agent": "test"}, client="192.0.2.1", over_socket=self.over_socket
+            request_id="r",
+            headers={"user-agent": "test"} | ({"x-runyard-client": "test"} if self.browser else {}),
+            client="192.0.2.1",
+            over_socket=self.over_socket,
         )
         services = cast(Services, SimpleNamespace(**{name: getattr(self.people, name) for name in SERVICES}))
         context = Context(services=services, caller=self.viewer, exchange=exchange, site=Site(self.url), nodes=LOADS)
@@ -120,11 +124,9 @@ async def test_a_browser_gets_a_cookie_and_no_token(scene: Scene) -> None:
 
 
 async def test_a_program_gets_a_token_and_no_cookie(scene: Scene) -> None:
-    caller = Caller(scene.people)
+    caller = Caller(scene.people, browser=False)
 
-    answer = await caller.change(
-        "signIn", {"email": "olivia@example.com", "password": PASSWORD, "transport": "TOKEN"}, "token"
-    )
+    answer = await caller.change("signIn", {"email": "olivia@example.com", "password": PASSWORD}, "token")
 
     assert caller.cookies == []
     assert answer["token"].startswith("rs-")
@@ -199,7 +201,6 @@ async def test_the_first_run_in_one_mutation(people: People) -> None:
             "name": "O",
             "password": PASSWORD,
             "teamName": "T",
-            "transport": "TOKEN",
         },
         "token user { email }",
     )

@@ -1,6 +1,5 @@
 """Who asks, and what people do with their own account: signing in and out, links, name, password, sessions."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import strawberry
@@ -13,7 +12,6 @@ from app.interfaces.graphql.declare import (
     Noun,
     argument,
     attribute,
-    enum,
     field,
     input_type,
     object_type,
@@ -35,29 +33,18 @@ from app.services.accounts import Redemption
 from app.services.sessions import SignedIn
 
 
-class SessionTransport(StrEnum):
-    """How the caller keeps its session."""
-
-    COOKIE = "cookie"
-    TOKEN = "token"
-
-
-enum(
-    SessionTransport,
-    {
-        SessionTransport.COOKIE: "As a cookie that scripts cannot read: for browsers.",
-        SessionTransport.TOKEN: "As a token that the caller sends as `Authorization: Bearer`: for programs.",
-    },
+TOKEN = (
+    "The session's token, shown once, to send as `Authorization: Bearer`. Null for a browser, that is where the request "
+    "has a `X-Runyard-Client` header: there the session is a cookie that scripts cannot read."
 )
 
 
 @input_type()
 class SignInInput:
-    """Who signs in, and how the session is kept."""
+    """Who signs in."""
 
     email: str = attribute("The account's e-mail address.")
     password: str = attribute("The account's password.")
-    transport: SessionTransport = attribute("How the session is kept.", default=SessionTransport.COOKIE)
 
 
 @object_type(Rule.PUBLIC)
@@ -66,7 +53,7 @@ class SignInSuccess:
 
     user: User = attribute("Who signed in.")
     session: Session = attribute("The new session.")
-    token: str | None = attribute("The session's token, shown once; null where it is kept as a cookie.")
+    token: str | None = attribute(TOKEN)
 
 
 SignInResult = Annotated[SignInSuccess | InvalidInput, union("SignInResult")]
@@ -98,7 +85,6 @@ class RedeemLinkInput:
     name: str | None = attribute("At the first run: the name of the first user.", default=None)
     password: str | None = attribute("At the first run and for a reset: the new password.", default=None)
     team_name: str | None = attribute("At the first run: the name of the first team.", default=None)
-    transport: SessionTransport = attribute("How the session is kept.", default=SessionTransport.COOKIE)
 
 
 @object_type(Rule.PUBLIC)
@@ -107,7 +93,7 @@ class RedeemLinkSuccess:
 
     user: User = attribute("Who signed in.")
     session: Session = attribute("The new session.")
-    token: str | None = attribute("The session's token, shown once; null where it is kept as a cookie.")
+    token: str | None = attribute(TOKEN)
 
 
 RedeemLinkResult = Annotated[
@@ -197,7 +183,7 @@ class AccountMutations:
         return SignInSuccess(
             user=user(signed_in.user),
             session=session(signed_in.session, signed_in.viewer),
-            token=keep(info, signed_in, input.transport),
+            token=keep(info, signed_in),
         )
 
     @mutation(Rule.PERSON)
@@ -208,7 +194,7 @@ class AccountMutations:
         sessions, viewer = info.context.services.sessions, info.context.viewer
         others = await sessions.revoke_others(viewer) if input.everywhere else 0
         await sessions.sign_out(viewer)
-        info.context.exchange.set_cookies.append(info.context.site.forget())
+        info.context.drop_session()
         return SignOutSuccess(ended=others + 1)
 
     @mutation(Rule.PUBLIC)
@@ -224,7 +210,7 @@ class AccountMutations:
         return RedeemLinkSuccess(
             user=user(signed_in.user),
             session=session(signed_in.session, signed_in.viewer),
-            token=keep(info, signed_in, input.transport),
+            token=keep(info, signed_in),
         )
 
     @mutation(Rule.PERSON)
@@ -264,13 +250,10 @@ def over_http(info: Info) -> None:
         raise BadRequest("expected this over HTTP: a socket keeps the identity that it began with")
 
 
-def keep(info: Info, signed_in: SignedIn, transport: SessionTransport) -> str | None:
+def keep(info: Info, signed_in: SignedIn) -> str | None:
     """Go on as who signed in; the session's token, or None where a cookie holds it."""
     info.context.go_on_as(signed_in.viewer)
-    if transport is SessionTransport.TOKEN:
-        return signed_in.token
-    info.context.exchange.set_cookies.append(info.context.site.keep(signed_in.token))
-    return None
+    return None if info.context.keep_session(signed_in.token) else signed_in.token
 
 
 NOUN = Noun(

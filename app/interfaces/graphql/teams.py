@@ -7,7 +7,7 @@ import strawberry
 from app.domain.errors import NotFound as Absent
 from app.domain.ids import Kind, decode
 from app.interfaces.engine.site import LinkKind
-from app.interfaces.graphql.accounts import SessionTransport, keep, over_http
+from app.interfaces.graphql.accounts import TOKEN, keep, over_http
 from app.interfaces.graphql.context import Info
 from app.interfaces.graphql.declare import Noun, argument, attribute, field, input_type, object_type, union
 from app.interfaces.graphql.mutations import mutation
@@ -121,9 +121,6 @@ class AcceptInvitationInput:
     token: str = attribute("What stands in the link after the `=`.")
     name: str | None = attribute("Without an account: the new user's name.", default=None)
     password: str | None = attribute("Without an account: the new user's password.", default=None)
-    transport: SessionTransport = attribute(
-        "Without an account: how the new session is kept.", default=SessionTransport.COOKIE
-    )
 
 
 @object_type(Rule.PUBLIC)
@@ -131,7 +128,7 @@ class AcceptInvitationSuccess:
     """The caller is a member; one that had no account is also signed in."""
 
     teams: list[Team] = attribute("The teams that the caller is now in, the oldest first.")
-    token: str | None = attribute("The token of a new session, shown once; null where there is none or it is a cookie.")
+    token: str | None = attribute(f"{TOKEN} Null too for who was signed in already.")
 
 
 AcceptInvitationResult = Annotated[
@@ -317,7 +314,7 @@ class TeamMutations:
                 password=input.password or "",
                 user_agent=info.context.exchange.user_agent,
             )
-            token = keep(info, signed_in, input.transport)
+            token = keep(info, signed_in)
         else:
             await invitations.accept(info.context.viewer, input.token)
             await _renew(info)
