@@ -7,7 +7,6 @@ from uuid import UUID
 import orjson
 
 from app.domain.events import (
-    AUTH_CHANNEL,
     Batch,
     EventKind,
     agent_channel,
@@ -47,10 +46,6 @@ class FeedPublisher:
     def agent_look(self, team_id: UUID, agent_id: UUID) -> None:
         """Tell the replica that holds this agent's socket to look at its slots. A hint: it carries no order."""
         self._bus.publish(agent_channel(team_id, agent_id), b'"look"')
-
-    def auth_changed(self, kind: str, id: UUID) -> None:
-        """Tell every replica to ask again who may still watch: a session, credential or membership has changed."""
-        self._bus.publish(AUTH_CHANNEL, orjson.dumps([kind, str(id)]))
 
     def _gather(self, channel: str, key: UUID, hint: list[Any]) -> None:
         waiting = self._lists.get(channel)

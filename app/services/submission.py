@@ -4,13 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from uuid import UUID
 
-from app.domain import parameters
-from app.domain.errors import BadRequest, Fault, InvalidParameters
-from app.domain.file import Upload
-from app.domain.parameters import Parameter
-from app.persistence import uploads
+from app.domain.errors import BadRequest
 from app.persistence.tasks import TaskFilter
 from app.services.inputs import Checked
 
@@ -54,33 +49,6 @@ def check(wanted: Submit) -> None:
         if seconds is not None and not 0 <= seconds <= MAX_SECONDS:
             checked.fault(name, f"expected 0 to {MAX_SECONDS:.0f} seconds, found {seconds}")
     checked.settle()
-
-
-async def use_files(team_id: UUID, definitions: Sequence[Parameter], values: Mapping[str, Any]) -> None:
-    """Note that the uploads among the values are used; raises `InvalidParameters` for those that may not be."""
-    named = parameters.files(definitions, values)
-    if not named:
-        return
-    known = {upload.id: upload for upload in await uploads.by_ids(list(named.values()), [team_id])}
-    faults = [fault for each in definitions if (fault := _misfit(each, named, known))]
-    if not faults:
-        used = await uploads.use(team_id, sorted(set(named.values())))
-        gone = [(key, id) for key, id in named.items() if id not in used]
-        faults = [Fault(("parameters", key), f"this upload is no longer kept: {id}") for key, id in gone]
-    if faults:
-        raise InvalidParameters(faults)
-
-
-def _misfit(definition: Parameter, named: Mapping[str, UUID], known: Mapping[UUID, Upload]) -> Fault | None:
-    id = named.get(definition.key)
-    if id is None:
-        return None
-    path, upload = ("parameters", definition.key), known.get(id)
-    if upload is None or upload.completed_at is None:
-        return Fault(path, f"expected a complete upload of this team, found none: {id}")
-    if not parameters.accepts(definition, name=upload.name, media_type=upload.media_type):
-        return Fault(path, f"expected a file of {', '.join(definition.accept)}, found {upload.media_type}")
-    return None
 
 
 def searchable(wanted: TaskFilter) -> TaskFilter:

@@ -28,13 +28,15 @@ from app.persistence.idempotency import fingerprint
 from app.persistence.tasks import AttemptRecord as AttemptRecord
 from app.persistence.tasks import TaskDetails as TaskDetails
 from app.persistence.tasks import TaskFilter as TaskFilter
-from app.persistence.tasks import TaskReads, TaskRecord
+from app.persistence.tasks import TaskReads
+from app.persistence.tasks import TaskRecord as TaskRecord
 from app.persistence.tasks import Waiting as Waiting
 from app.services.access import Permission, Viewer
 from app.services.feed_publisher import FeedPublisher
 from app.services.scheduler import Scheduler
 from app.services.submission import Submit as Submit
-from app.services.submission import check, searchable, use_files
+from app.services.submission import check, searchable
+from app.services.uploads import UploadService
 from app.services.workflows import ResolvedVersion, WorkflowService
 
 MAX_TOTAL = 10_001
@@ -62,6 +64,7 @@ class TaskService:
         feed: FeedReads,
         hot: BatchedHot,
         workflows: WorkflowService,
+        uploads: UploadService,
         publisher: FeedPublisher,
         scheduler: Scheduler,
         epoch: Callable[[], int],
@@ -70,6 +73,7 @@ class TaskService:
         self._feed = feed
         self._hot = hot
         self._workflows = workflows
+        self._uploads = uploads
         self._publisher = publisher
         self._scheduler = scheduler
         self._epoch = epoch
@@ -237,7 +241,7 @@ class TaskService:
                 viewer, team_id, wanted.workflow, version=wanted.version, fresh=fresh
             )
             values = parameters.validate(version.parameters, wanted.parameters)
-            await use_files(team_id, version.parameters, values)
+            await self._uploads.use(viewer, team_id, version.parameters, values)
             result = await self._hot.submit(_new_task(viewer, version, wanted, values, claim))
             if result.status not in (SubmitStatus.STALE_VERSION, SubmitStatus.WORKFLOW_GONE):
                 break

@@ -16,6 +16,7 @@ from app.domain.task import TaskState
 from app.events.bus import RedisBus
 from app.persistence.database import Database, open_database
 from app.persistence.feed import Access, FeedReads
+from app.services.access import AuthSubject, tell_auth
 from app.services.feed import FeedService, FeedTimes, TaskFrame
 from app.services.feed_publisher import FeedPublisher
 from tests.integration.task_log import EPOCH, Connection, TaskLog, Watch, everyone, numbers, viewer_of
@@ -248,7 +249,7 @@ async def test_a_stream_ends_when_its_viewer_may_no_longer_watch(
     await until(lambda: all(watch.frames for watch in [*watches, *lists]))
 
     out.add(Access(log.team_id, gone.user_id, gone.session_id, gone.credential_id))
-    FeedPublisher(bus).auth_changed("session", uuid4())
+    tell_auth(bus, AuthSubject.SESSION, uuid4())
 
     await until(lambda: watches[0].done and all(watch.done for watch in lists))
     assert all(isinstance(watch.failure, Unauthenticated) for watch in [watches[0], *lists])
