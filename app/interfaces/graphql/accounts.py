@@ -32,10 +32,9 @@ from app.interfaces.graphql.types.user import User, Viewer, load_users, user
 from app.services.accounts import Redemption
 from app.services.sessions import SignedIn
 
-
 TOKEN = (
-    "The session's token, shown once, to send as `Authorization: Bearer`. Null for a browser, that is where the request "
-    "has a `X-Runyard-Client` header: there the session is a cookie that scripts cannot read."
+    "The session's token, shown once, to send as `Authorization: Bearer`. Null for a browser, that is, where the "
+    "request has a `X-Runyard-Client` header: there the session is a cookie that scripts cannot read."
 )
 
 
