@@ -259,7 +259,7 @@ async def team_count(team_id: UUID, *, most: int) -> int:
 
 def _document(lease: LeaseFiles, id: UUID, claim: FileClaim) -> dict[str, Any]:
     return {
-        "id": id,
+        "id": str(id),  # asyncpg's own class of UUIDs is unknown to the encoder
         "role": claim.role,
         "name": claim.name,
         "media_type": claim.media_type,
