@@ -131,6 +131,18 @@ SYSTEM_VERBS: frozenset[str] = frozenset(
         "AccountService.open_demo",
         "AccountService.sign_in_link",
         "AccountService.reset_link",
+        # Dispatch, for the agent whose lease it has checked.
+        "OutputService.begin",
+        "OutputService.complete",
+        "OutputService.preview_key",
+        "UploadService.inputs",
+        "WorkflowService.frozen",
+        "FeedService.watch_agent",
+        # Whoever holds the key was shown the task that it belongs to.
+        "OutputService.preview_url",
+        # Loops, for all teams.
+        "FeedService.poll",
+        "UploadService.collect",
     }
 )
 """Every use case that takes neither a viewer nor an agent's identity, as `Class.method`."""

@@ -9,8 +9,8 @@ from typing import Any, get_type_hints
 import app.services
 from app.services.access import SYSTEM_VERBS, AgentIdentity, Viewer
 
-NOT_VERBS = frozenset({"close"})
-"""Ends a service with its process; concerns no data."""
+NOT_VERBS = frozenset({"open", "close"})
+"""They begin and end a service with its process; they concern no data."""
 
 
 def services() -> Iterator[type]:
@@ -33,8 +33,14 @@ def asks_who(method: Any) -> bool:
     parameters = list(inspect.signature(method).parameters)
     if len(parameters) < 2:
         return False
-    annotation = get_type_hints(method).get(parameters[1])
-    return annotation in (Viewer, AgentIdentity)
+    return is_identity(get_type_hints(method).get(parameters[1]))
+
+
+def is_identity(annotation: Any) -> bool:
+    """The viewer, the agent, or a connection that an agent's identity is part of."""
+    if annotation in (Viewer, AgentIdentity):
+        return True
+    return inspect.isclass(annotation) and get_type_hints(annotation).get("identity") is AgentIdentity
 
 
 def test_every_verb_takes_its_viewer_first_or_is_a_listed_system_verb() -> None:
