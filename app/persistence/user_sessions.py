@@ -62,9 +62,10 @@ async def seen(session_ids: Sequence[UUID], life: timedelta) -> None:
 
 
 async def live(user_id: UUID) -> list[Session]:
-    """Where the user is signed in, the latest seen first."""
+    """Where the user is signed in, the 100 that were seen last, the latest first."""
     rows = await database.rows(
-        f"SELECT {_COLUMNS} FROM session WHERE user_id = $1 AND {_LIVE} ORDER BY seen_at DESC, id DESC", user_id
+        f"SELECT {_COLUMNS} FROM session WHERE user_id = $1 AND {_LIVE} ORDER BY seen_at DESC, id DESC LIMIT 100",
+        user_id,
     )
     return [Session(**row) for row in rows]
 

@@ -117,12 +117,12 @@ class AccountService:
     async def redeem_link(self, token: str, given: Redemption, *, user_agent: str) -> SignedIn:
         """Use a one-time link up and sign in; raises `LinkExpired`, and `InvalidInput` which leaves the link usable."""
         purpose = await self.look_at_link(token)
-        redeem: dict[LinkPurpose, Callable[[str, Redemption], Awaitable[UUID]]] = {
+        redeem: dict[LinkPurpose, Callable[[str, Redemption, str], Awaitable[SignedIn]]] = {
             LinkPurpose.FIRST_RUN: self._become_first,
             LinkPurpose.SIGN_IN: self._enter,
             LinkPurpose.RESET: self._reset,
         }
-        return await self._sessions.open(await redeem[purpose](token, given), user_agent)
+        return await redeem[purpose](token, given, user_agent)
 
     async def get(self, viewer: Viewer) -> User:
         """The viewer's own account; for a key the account of who made it."""
@@ -171,7 +171,7 @@ class AccountService:
             ended = await user_sessions.revoke_all(viewer.user_id, but=viewer.session_id)
         tell_auth(self._bus, AuthSubject.SESSION, *ended)
 
-    async def _become_first(self, token: str, given: Redemption) -> UUID:
+    async def _become_first(self, token: str, given: Redemption, user_agent: str) -> SignedIn:
         checked = Checked()
         email, name = checked.email("email", given.email or ""), checked.text("name", given.name or "", longest=255)
         password = checked.password("password", given.password or "")
@@ -185,12 +185,13 @@ class AccountService:
                 raise WrongState("this server has its first user already: ask a team's administrator for an invitation")
             user = await new_user(email=email, name=name, password_hash=hashed)
             await found_team(user.id, team_name)
-            return user.id
+            return await self._sessions.open(user.id, user_agent)
 
-    async def _enter(self, token: str, given: Redemption) -> UUID:
-        return _known(await _use(token))
+    async def _enter(self, token: str, given: Redemption, user_agent: str) -> SignedIn:
+        async with database.transaction():
+            return await self._sessions.open(_known(await _use(token)), user_agent)
 
-    async def _reset(self, token: str, given: Redemption) -> UUID:
+    async def _reset(self, token: str, given: Redemption, user_agent: str) -> SignedIn:
         checked = Checked()
         password = checked.password("password", given.password or "")
         checked.settle()
@@ -199,8 +200,9 @@ class AccountService:
             user_id = _known(await _use(token))
             await accounts.set_password(user_id, hashed)
             ended = await user_sessions.revoke_all(user_id)
+            signed_in = await self._sessions.open(user_id, user_agent)
         tell_auth(self._bus, AuthSubject.SESSION, *ended)
-        return user_id
+        return signed_in
 
     async def _link(self, purpose: LinkPurpose, user_id: UUID | None) -> str:
         token = tokens.link_token()

@@ -4,6 +4,8 @@ import re
 import secrets
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import text
 
 from app.domain.credential import ALPHABET, Key, KeyKind, checksum, keyed_hash, mint, parse, proves
 from app.domain.errors import Unauthenticated
@@ -88,3 +90,10 @@ def test_the_secret_is_not_in_what_a_log_would_show() -> None:
     key = mint(KeyKind.INTEGRATION, secrets.randbelow)
 
     assert key.secret not in repr(key)
+
+
+@given(text())
+def test_no_text_at_all_breaks_the_reader(anything: str) -> None:
+    for prefix in ("", "sk-", "ak-"):
+        with pytest.raises(Unauthenticated):
+            parse(prefix + anything)
