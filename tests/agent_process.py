@@ -69,8 +69,8 @@ async def agent_process(
     with (directory / "agent.log").open("ab") as log:
         child = await children.start(
             [
-                *(sys.executable, "-m", "app.agent", "run", "--url", server.url, "--config", directory / "agent.toml"),
-                *("--name", name, "--state-dir", directory / "state", *arguments),
+                *(sys.executable, "-m", "app.agent", "run", "--url", server.url, "--name", name),
+                *("--config", str(directory / "agent.toml"), "--state-dir", str(directory / "state"), *arguments),
             ],
             cwd=directory,
             env={**os.environ, "PYTHONPATH": str(ROOT), "RUNYARD_AGENT_KEY": KEY, **(env or {})},

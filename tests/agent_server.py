@@ -1,7 +1,7 @@
 """A server for the agent's tests: speaks the real messages over a real socket, checked against the real schema.
 
-It keeps tasks in memory and has switches to misbehave: lose answers, drop connections, refuse, be slow. It fakes the server, so
-that the agent under test is the real process.
+It keeps tasks in memory and has switches to misbehave: lose answers, drop connections, refuse. It fakes the server, so that the
+agent under test is the real process.
 """
 
 import asyncio

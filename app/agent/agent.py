@@ -53,7 +53,7 @@ class Signals:
 
 
 async def work(config: Config) -> int:
-    """Run the agent until it is told to end, and return the exit code. Raises ConfigError where another agent has its state."""
+    """Run the agent until it is told to end; returns the exit code. Raises ConfigError where its state is taken."""
     signals = Signals(no_drain=config.no_drain)
     signals.listen()
     state = State.open(config.state_dir, config.url, config.name)

@@ -1,4 +1,4 @@
-"""Calls of the same kind travel together: what arrives while one is under way goes in the next (group commit, on our side)."""
+"""Calls of the same kind travel together: what arrives while one is under way goes in the next."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,8 +13,8 @@ Answer = TypeVar("Answer")
 class Coalescer(Generic[Item, Answer]):
     """Sends items in lists of at most `most`, one list at a time; each item gets its own answer.
 
-    `send` answers one result for each item, in order. Where it refuses a list, its items are sent singly, so that one bad item
-    spoils no other.
+    `send` answers one result for each item, in order. Where it refuses a list, its items are sent singly, so that one
+    bad item spoils no other.
     """
 
     def __init__(self, send: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]], *, most: int = 32) -> None:

@@ -45,7 +45,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Command:
-    """A program that workflows may run here; `argv` may hold placeholders, `inherit` names variables of our environment."""
+    """A program that workflows may run here; `argv` may hold placeholders, `inherit` names our own variables."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)

@@ -1,11 +1,10 @@
 """What the agent finds out about its machine: labels, on which tasks are placed, and facts, for people to read.
 
-Labels: the operating system (`linux`), the architecture (`x86_64`), `cpus-8`, `memory-64gib`, and with a GPU of NVIDIA `gpu`,
-`gpu-rtx-4090` for each model and `vram-24gib` for the smallest of them.
+Labels: the operating system (`linux`), the architecture (`x86_64`), `cpus-8`, `memory-64gib`, and with a GPU of
+NVIDIA `gpu`, `gpu-rtx-4090` for each model and `vram-24gib` for the smallest of them.
 """
 
 import asyncio
-import contextlib
 import os
 import platform
 import re
@@ -13,6 +12,8 @@ import shutil
 from typing import Any
 
 import psutil
+
+from app import children
 
 GPU_QUERY = ("--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 GPU_PATIENCE = 10.0  # seconds; a driver that hangs must not keep the agent from starting
@@ -57,20 +58,18 @@ async def _gpus() -> list[dict[str, Any]]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    process = None
     try:
-        process = await asyncio.create_subprocess_exec(
-            program, *GPU_QUERY, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-        )
+        child = await children.start([program, *GPU_QUERY], stdout=children.PIPE)
+    except OSError:
+        return []
+    output = b""
+    try:
         async with asyncio.timeout(GPU_PATIENCE):
-            output, _ = await process.communicate()
-    except (OSError, TimeoutError):
+            output = await child.stdout.read() if child.stdout else b""
+    except TimeoutError:
         return []
     finally:
-        if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        await child.stop(0)
     return [gpu for line in output.decode(errors="replace").splitlines() if (gpu := _gpu(line))]
 
 

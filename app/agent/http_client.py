@@ -1,6 +1,7 @@
 """The same documents by HTTP POST, for networks that let no WebSocket through; orders arrive as server-sent events.
 
-Each operation is a request of its own; `orders` is one long answer of `text/event-stream` (graphql-sse, distinct connections).
+Each operation is a request of its own; `orders` is one long answer of `text/event-stream` (graphql-sse, distinct
+connections).
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-"""What one lease has to tell, until the server has it: numbered batches of log chunks, the latest progress, the latest preview.
+"""What one lease has to tell, until the server has it: numbered batches of log chunks, the latest progress, the
+latest preview.
 
 Invariants:
 1. Batches are numbered 1, 2, 3 ..; a batch keeps its number and its content until the server has answered it.
@@ -15,7 +16,8 @@ from typing import Any
 
 import orjson
 
-# Sizes are those on the wire, where a control character takes six bytes: a message of more than 2 MiB ends the connection.
+# Sizes are those on the wire, where a control character takes six bytes: a message of more than 2 MiB ends the
+# connection.
 CHUNK = 64 * 1024  # bytes of lines in one event
 BATCH = 512 * 1024  # bytes of lines in one report
 TAIL = 16 * 1024  # bytes of lines that ride along with the finish

@@ -2,8 +2,10 @@
 
 Invariants:
 1. How the bytes were cut into pieces makes no difference to the lines.
-2. A multi-byte character is never split; what is not UTF-8 becomes U+FFFD, and so does NUL, which the database cannot store.
-3. LF, CR LF and CR alone each end a line (a progress bar redraws its line by CR); a line over 16 KiB goes on in the next one.
+2. A multi-byte character is never split; what is not UTF-8 becomes U+FFFD, and so does NUL, which the database cannot
+   store.
+3. LF, CR LF and CR alone each end a line (a progress bar redraws its line by CR); a line over 16 KiB goes on in the
+   next one.
 """
 
 import codecs

@@ -12,7 +12,7 @@ _TURNING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def file_name(name: str, *, fallback: str = "file") -> str:
-    """One path component that is safe on any file system: no separators, no control characters, no leading dot or dash."""
+    """One path component that is safe anywhere: no separators, no control characters, no leading dot or dash."""
     last = re.split(r"[/\\]", name)[-1]
     clean = _NOT_IN_FILES.sub("_", _printable(last)).strip(" ").lstrip(".-").rstrip(". ")
     return _shorten(clean, FILE_LIMIT) or fallback

@@ -3,7 +3,8 @@
     begin (name, size, SHA-256) -> signed requests -> PUT, from disk -> complete -> VERIFIED
 
 Invariants:
-1. Only regular files inside the working directory leave this machine: no link, no device, nothing that a path climbs out to.
+1. Only regular files inside the working directory leave this machine: no link, no device, nothing that a path climbs
+   out to.
 2. A file is uploaded once for its name; names are unique in the attempt.
 3. A store or server that is away is waited for; only a refusal, or the end of the lease, gives a file up.
 """
@@ -164,12 +165,10 @@ class Outputs:
         return pieces
 
     async def _bring(self, pieces: list[Piece]) -> bool:
-        """Upload and verify; false where the bytes were not what was announced. The first piece is the one that counts."""
+        """Upload and verify; false where the bytes were not as announced. The first piece is the one that counts."""
         for attempt in itertools.count():
             grants = await self._grants(pieces)
-            size = int(grants[0]["partSize"])
-            if size > 0 and size != self._part_size and pieces[0].size > min(size, self._part_size):
-                self._part_size = size  # the parts' hashes have to be made anew
+            if grants is None:
                 return False
             try:
                 brought = [
@@ -184,9 +183,14 @@ class Outputs:
         answer = await self._ask("completeOutputs", outputIds=brought)
         return bool(answer["results"][0] == "VERIFIED")
 
-    async def _grants(self, pieces: list[Piece]) -> list[dict[str, Any]]:
+    async def _grants(self, pieces: list[Piece]) -> list[dict[str, Any]] | None:
+        """The server's grants; None where it cuts files into parts of another size: the hashes have to be made anew."""
         answer = await self._ask("beginOutputs", files=[piece.announcement for piece in pieces])
         first: dict[str, Any] = answer["grants"][0]
+        size = int(first["partSize"])
+        if size > 0 and size != self._part_size and pieces[0].size > min(size, self._part_size):
+            self._part_size = size
+            return None
         if refused := first["refused"]:
             raise OutputRefused(f"output {pieces[0].announcement['name']}: {refused['message']} ({refused['code']})")
         grants: list[dict[str, Any]] = answer["grants"]
@@ -231,6 +235,8 @@ class Outputs:
         picture = await asyncio.to_thread(pictures.preview, data, path)
         piece = _picture_piece("PREVIEW", f"preview-{next(self._preview_numbers)}", picture)
         grants = await self._grants([piece])
+        if grants is None:  # a picture is one part in any case
+            return
         try:
             await self._put(piece, grants[0])
         except PutFailed as error:

@@ -42,7 +42,7 @@ class Illustration:
 
 
 def illustrate(file: IO[bytes]) -> Illustration | None:
-    """The size and thumbnail of an image file; None where it is none, and no thumbnail where it is too large or broken."""
+    """The size and thumbnail of an image file; None where it is none, no thumbnail where it has too many pixels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -56,7 +56,7 @@ def illustrate(file: IO[bytes]) -> Illustration | None:
 
 
 def preview(data: bytes, name: str) -> Picture:
-    """The image as it is where it is small enough, else a smaller one. Raises OutputRefused where it is no image or a bomb."""
+    """The image as it is where it is small enough, else a smaller one. Raises OutputRefused for anything else."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

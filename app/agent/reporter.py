@@ -1,7 +1,8 @@
-"""Brings the journals of all leases to the server: one report in flight, at most `every` seconds after a line was written.
+"""Brings the journals of all leases to the server: one report in flight, at most `every` seconds after a line was
+written.
 
-While a report is in flight everything that is written joins the next one, so a slow server gets fewer and larger reports; where it
-does not answer at all the journals fill up and the programs wait.
+While a report is in flight everything that is written joins the next one, so a slow server gets fewer and larger
+reports; where it does not answer at all the journals fill up and the programs wait.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
     order -> acknowledge -> directory, inputs -> run -> outputs -> finish
                                     |
-                                    stopped: cancelled or lease lost -> release; timed out or agent stops -> finish FAILED
+        stopped: cancelled or lease lost -> release; timed out or agent stops -> finish FAILED
 
 Invariants:
 1. Nothing is downloaded or started before the server has answered RUNNING.
@@ -84,7 +84,7 @@ class Run:
         self._cut_by: frozenset[Stop] = frozenset()  # what ends the present stage
 
     def stop(self, why: Stop, grace: float | None = None) -> None:
-        """End the work, with `grace` seconds for its processes; without effect where it has been stopped for this already."""
+        """End the work, with `grace` seconds for its processes; a reason that was given before changes nothing."""
         if why in self._stops:
             return
         _log.info("task %s is stopped: %s", self._order["taskId"], why.value)

@@ -1,11 +1,12 @@
 """The agent's standing with the server: connect, follow orders, beat, reconnect, and repeat what was not answered.
 
-    open transport -> connect(holding) -> orders ... beats ... -> lost: wait -> open transport -> connect(same instanceId, holding) ...
+    open -> connect(holding) -> orders .. beats .. -> lost: wait -> open -> connect(same instanceId, holding) -> ..
 
 Invariants:
-1. Every call carries the session of the very connection it is sent on, so that an answer about a lease is about this session.
-2. A call is repeated, unchanged, until the server has answered it with data or with a definitive refusal; every operation of the
-   contract is idempotent, so an answer that was lost doubles nothing.
+1. Every call carries the session of the very connection it is sent on, so that an answer about a lease is about this
+   session.
+2. A call is repeated, unchanged, until the server has answered it with data or with a definitive refusal; every
+   operation of the contract is idempotent, so an answer that was lost doubles nothing.
 3. Losing the connection touches no running work: only `drop`, `Cancel` and `LEASE_LOST` do.
 """
 
@@ -114,9 +115,11 @@ class Session:
     async def call(
         self, operation: str, *, first_retry: float | None = None, last_retry: float | None = None, **variables: Any
     ) -> Any:
-        """The answer to `operation`, however long it takes; raises OperationFailed where the server's refusal is definitive.
+        """The answer to `operation`, however long it takes; raises OperationFailed where the server's refusal is
+        definitive.
 
-        `first_retry` doubles up to `last_retry` (seconds) between repeats after a server's fault; a new connection repeats at once.
+        `first_retry` doubles up to `last_retry` (seconds) between repeats after a server's fault; a new connection
+        repeats at once.
         """
         delay = first_retry or self._timings.retry
         longest = last_retry or self._timings.retry_max

@@ -2,8 +2,8 @@
 
 Invariants:
 1. One agent holds the directory at a time (a lock that the kernel drops with the process).
-2. A process is ended only where it is proved to be ours: by its id and the moment of its start together, or by the working
-   directory in its environment, which is random. An id alone may be another process by now.
+2. A process is ended only where it is proved to be ours: by its id and the moment of its start together, or by the
+   working directory in its environment, which is random. An id alone may be another process by now.
 3. The file is replaced whole, so that a crash leaves the old one or the new one.
 """
 
@@ -42,7 +42,7 @@ class State:
 
     @classmethod
     def open(cls, root: Path, url: str, name: str) -> "State":
-        """The state of the agent `name` of the server `url` below `root`; raises ConfigError where another process has it."""
+        """The state of agent `name` of the server `url` below `root`; raises ConfigError where it is taken."""
         own = hashlib.sha256(f"{url}\n{name}".encode()).hexdigest()[:12]
         directory = root / f"{file_name(name, fallback='agent')[:40]}-{own}"
         try:
@@ -118,7 +118,7 @@ class State:
 
 
 def birth(pid: int) -> str | None:
-    """The moment when the process with this id began, as a text that no other process with the same id has; None where it is gone."""
+    """When the process with this id began, as a text that no other process of this id has; None where it is gone."""
     if Path("/proc/self/stat").exists():
         with contextlib.suppress(OSError, IndexError):
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,4 +1,4 @@
-"""Bytes in and out, straight between the object store and this machine's disk; the agent's key never travels with them."""
+"""Bytes in and out, straight between the object store and our disk; the agent's key never travels with them."""
 
 import asyncio
 import hashlib
@@ -57,7 +57,7 @@ class Transfers:
         raise InputFailed(f"input {order['name']}: {DOWNLOAD_TRIES} tries failed, the last with {reason}")
 
     async def put(self, request: dict[str, Any], file: IO[bytes], start: int, length: int) -> None:
-        """One signed request with `length` bytes of the file from `start`. Raises PutFailed; 412 means that they are there."""
+        """One signed request with `length` bytes from `start`. Raises PutFailed; 412 means that they are there."""
         headers = {**request["headers"], "content-length": str(length)}
         url = urljoin(self._server, request["url"])
         try:

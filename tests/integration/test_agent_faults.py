@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import signal
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from app.children import exists
@@ -59,7 +61,7 @@ async def test_connection_that_breaks_again_and_again_loses_and_doubles_nothing(
         for _ in range(3):
             seen = len(server.connects)
             await server.cut(1011 if seen % 2 else 1012)
-            await server.until(lambda seen=seen: len(server.connects) > seen)
+            await server.until(partial(_more_than, seen, server.connects))
         _open_gate(tmp_path)
         await server.until(lambda: lease.finish)
 
@@ -422,6 +424,10 @@ async def test_key_never_reaches_the_log(tmp_path: Path) -> None:
 
         assert "ak-test" not in agent.log
         assert all(json.loads(line)["message"] for line in agent.log.splitlines())
+
+
+def _more_than(number: int, items: Sequence[object]) -> bool:
+    return len(items) > number
 
 
 def _open_gate(directory: Path) -> None:

@@ -202,7 +202,8 @@ async def test_environment_is_small_and_without_the_key(tmp_path: Path) -> None:
 async def test_line_protocol_tells_progress_outputs_result_and_faults(tmp_path: Path) -> None:
     program = EVENTS + (
         "say = lambda value: events.write((value if isinstance(value, str) else json.dumps(value)) + '\\n')\n"
-        "open('early.txt', 'w').write('early'); say({'output': 'early.txt', 'name': 'Early one', 'mediaType': 'text/x-early'})\n"
+        "open('early.txt', 'w').write('early')\n"
+        "say({'output': 'early.txt', 'name': 'Early one', 'mediaType': 'text/x-early'})\n"
         "say({'progress': {'step': 1, 'total': 4, 'stage': 'work'}}); say('not json'); say({'shout': 1})\n"
         "say({'output': '/etc/passwd'}); say({'preview': 'missing.png'})\n"
         "say({'progress': {'fraction': 2.5, 'message': 'end'}}); say({'result': {'mean': 3.5}})\n"

@@ -1,4 +1,4 @@
-"""Ways to run a task. A runtime gets an attempt and returns how it ended; being cancelled means: stop the work, then return."""
+"""Ways to run a task. A runtime gets an attempt and returns how it ended; to be cancelled means to stop the work."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,4 +1,5 @@
-"""`{placeholders}` of a configured command, filled in from a task, each inside its own argument and never through a shell.
+"""`{placeholders}` of a configured command, filled in from a task, each inside its own argument and never through a
+shell.
 
     {name}                  the task's parameter `name`: a text as it is, other values as JSON; nothing for null
     {runyard.parameters}    the path of the JSON file with all parameters
@@ -6,8 +7,8 @@
     {runyard.python}        the Python that runs this agent
     {{  }}                  braces
 
-A value must not become an option by surprise: a text that begins with `-` is refused where it would begin an argument, unless a
-`--` stands before it in the command. `--title={title}` is always safe.
+A value must not become an option by surprise: a text that begins with `-` is refused where it would begin an
+argument, unless a `--` stands before it in the command. `--title={title}` is always safe.
 """
 
 import re
@@ -56,13 +57,19 @@ def _argument(part: str, parameters: Mapping[str, Any], own: Mapping[str, str], 
         text = _text(parameters[name])
         if "\0" in text:
             raise RefusedByAgent(f"parameter {name}: expected a text without NUL for an argument, found one")
-        if guarded and match.start() == 0 and text.startswith("-") and isinstance(parameters[name], str):
-            raise RefusedByAgent(
-                f"parameter {name}: expected a value that is no option of the command, found {text[:40]!r}"
-            )
         return text
 
-    return _TOKEN.sub(value, part)
+    filled = _TOKEN.sub(value, part)
+    if guarded and filled.startswith("-") and not part.startswith("-") and not _is_number(part, parameters):
+        raise RefusedByAgent(
+            f"argument {part!r}: expected a value that is no option of the command, found {filled[:40]!r}"
+        )
+    return filled
+
+
+def _is_number(part: str, parameters: Mapping[str, Any]) -> bool:
+    whole = _TOKEN.fullmatch(part)
+    return whole is not None and isinstance(parameters.get(whole[1]), int | float)
 
 
 def _text(value: Any) -> str:

@@ -1,8 +1,8 @@
 """Runtime `command`: programs that the agent's configuration names, and nothing else ever.
 
-A workflow says `{"command": NAME}`. The program runs in the attempt's directory, without a shell, without the agent's key, as
-the leader of its own process group; what it prints becomes the log, what it writes to its event descriptor is the line protocol,
-what it leaves in `outputs/` is uploaded.
+A workflow says `{"command": NAME}`. The program runs in the attempt's directory, without a shell, without the agent's
+key, as the leader of its own process group; what it prints becomes the log, what it writes to its event descriptor is
+the line protocol, what it leaves in `outputs/` is uploaded.
 """
 
 import asyncio
