@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -234,6 +235,21 @@ async def test_passwords_are_argon2id_of_the_documented_cost() -> None:
 async def test_what_is_no_session_token_is_refused(people: People, token: str) -> None:
     with pytest.raises(Unauthenticated):
         await people.accounts.authenticate(token)
+
+
+async def test_who_a_session_is_costs_one_read(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+    signed_in = await people.first()
+    statements: list[str] = []
+    rows = database.rows
+
+    async def counted(sql: str, *args: Any) -> Any:
+        statements.append(sql)
+        return await rows(sql, *args)
+
+    monkeypatch.setattr(database, "rows", counted)
+    await people.accounts.authenticate(signed_in.token)
+
+    assert len(statements) == 1
 
 
 async def test_a_session_ends_at_sign_out_and_streams_are_told(people: People) -> None:

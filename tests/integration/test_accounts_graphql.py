@@ -468,6 +468,17 @@ async def test_a_list_costs_a_constant_number_of_statements(scene: Scene, monkey
     assert await cost() == one
 
 
+@pytest.mark.parametrize("role", [Role.MEMBER, Role.VIEWER])
+async def test_what_a_role_may_not_list_is_null_beside_what_it_may(scene: Scene, role: Role) -> None:
+    caller, _ = await scene.caller(role)
+
+    answer = await caller.ask(
+        "{ team { slug members { totalCount } invitations { totalCount } credentials { totalCount } } }"
+    )
+
+    assert answer["team"] == {"slug": "studio", "members": {"totalCount": 2}, "invitations": None, "credentials": None}
+
+
 # Global ids
 
 

@@ -46,9 +46,11 @@ class Team(Node):
     @field(Permission.MANAGE_MEMBERS)
     async def invitations(
         self, info: Info, first: First = DEFAULT_FIRST, after: After = None
-    ) -> Connection[Invitation]:
-        """The team's open invitations, the oldest first."""
+    ) -> Connection[Invitation] | None:
+        """The team's open invitations, the oldest first; null for whoever does not manage members."""
         invitations, viewer = info.context.services.invitations, info.context.viewer
+        if not viewer.may(Permission.MANAGE_MEMBERS, self.row_id):
+            return None
         return await connection(
             lambda limit, key: invitations.page(viewer, self.row_id, after=key, limit=limit),
             lambda: invitations.count(viewer, self.row_id),
@@ -65,9 +67,11 @@ class Team(Node):
         kind: Annotated[KeyKind | None, argument("Only keys of this kind.")] = None,
         first: First = DEFAULT_FIRST,
         after: After = None,
-    ) -> Connection[Credential]:
-        """The team's keys, the newest first, ended ones too. For people alone, never for a key."""
+    ) -> Connection[Credential] | None:
+        """The team's keys, the newest first, ended ones too; null for whoever does not manage them, as every key."""
         credentials, viewer = info.context.services.credentials, info.context.viewer
+        if not viewer.may(Permission.MANAGE_CREDENTIALS, self.row_id):
+            return None
         return await connection(
             lambda limit, key: credentials.page(viewer, self.row_id, kind=kind, after=key, limit=limit),
             lambda: credentials.count(viewer, self.row_id, kind=kind),

@@ -11,7 +11,6 @@ from app.domain.ids import Kind
 from app.interfaces.graphql.context import Context, Info
 from app.interfaces.graphql.declare import attribute, field, global_id, object_type
 from app.interfaces.graphql.nodes import Node
-from app.interfaces.graphql.policy import Rule
 from app.interfaces.graphql.types.session import Session, session
 from app.services.access import Viewer as Caller
 
@@ -54,7 +53,7 @@ class Viewer:
         own = await info.context.services.credentials.own(self.caller)
         return None if own is None else credential(own)
 
-    @field(Rule.PERSON)
+    @field()
     async def sessions(self, info: Info) -> list[Session]:
         """Where the person is signed in, the latest seen first; none for a key."""
         if self.caller.session_id is None:
