@@ -77,12 +77,8 @@ def test_a_mutation_takes_one_input_and_answers_one_union_of_refusals(graph: Gra
         capital = name[0].upper() + name[1:]
         result = get_named_type(field.type)
         takes = {argument: get_named_type(each.type).name for argument, each in field.args.items()}
-        if (
-            takes not in ({}, {"input": f"{capital}Input"})
-            or result.name != f"{capital}Result"
-            or not _is_result(result, capital)
-            or not isinstance(field.type, GraphQLNonNull)
-        ):
+        good = takes in ({}, {"input": f"{capital}Input"}) and isinstance(field.type, GraphQLNonNull)
+        if not good or result.name != f"{capital}Result" or not _is_result(result, capital):
             odd.append(name)
 
     assert odd == []
