@@ -3,11 +3,18 @@
 from dataclasses import dataclass
 
 from app.services.accounts import AccountService
+from app.services.agents import AgentService
 from app.services.credentials import CredentialService
+from app.services.dispatch import DispatchService
+from app.services.feed import FeedService
 from app.services.invitations import InvitationService
 from app.services.members import MemberService
+from app.services.outputs import OutputService
 from app.services.sessions import SessionService
+from app.services.tasks import TaskService
 from app.services.teams import TeamService
+from app.services.uploads import UploadService
+from app.services.workflows import WorkflowService
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,8 +22,15 @@ class Services:
     """One field for each service, named as the noun it serves."""
 
     accounts: AccountService
-    sessions: SessionService
-    teams: TeamService
-    members: MemberService
-    invitations: InvitationService
+    agents: AgentService
     credentials: CredentialService
+    dispatch: DispatchService
+    feed: FeedService
+    invitations: InvitationService
+    members: MemberService
+    outputs: OutputService
+    sessions: SessionService
+    tasks: TaskService
+    teams: TeamService
+    uploads: UploadService
+    workflows: WorkflowService
