@@ -82,7 +82,7 @@ class Listener:
         ]
 
     async def close(self) -> None:
-        await _end(self._tasks)
+        await _end(self._tasks, again=0.5)  # time for the sides to end first
         self._channels.clear()
         await self._redis.aclose()
 
@@ -158,7 +158,7 @@ class Listener:
         try:
             await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await _end(sides)
+            await _end(sides, again=0.05)
         for side in sides:
             if not side.cancelled():
                 side.result()  # raises what ended it
@@ -228,10 +228,13 @@ class Listener:
                 logger.exception("bus: a listener of %s failed", listening.channel)
 
 
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel until it is heard: `asyncio.wait_for`, which the client uses, swallows some before Python 3.12."""
+async def _end(tasks: list[asyncio.Task[None]], *, again: float) -> None:
+    """Cancel until it is heard: `asyncio.wait_for`, which the client uses, swallows some before Python 3.12.
+
+    `again` is after how many seconds to repeat it.
+    """
     pending = {task for task in tasks if not task.done()}
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=0.1)
+        _, pending = await asyncio.wait(pending, timeout=again)

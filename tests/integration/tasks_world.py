@@ -1,0 +1,159 @@
+"""A team with a workflow and an agent's slots, and the services that run its tasks."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from app.domain.events import Event
+from app.domain.lease import Lease
+from app.domain.task import TaskState
+from app.domain.workflow import Workflow
+from app.events.bus import RedisBus
+from app.persistence import database
+from app.persistence.database import Database
+from app.persistence.feed import FeedReads
+from app.persistence.hot import Fence, Fenced, Finish, Planned, Report
+from app.persistence.placement import PlacementReads
+from app.persistence.tasks import TaskReads
+from app.services.access import Viewer
+from app.services.feed import FeedService, FeedTimes
+from app.services.feed_publisher import FeedPublisher
+from app.services.ports import ObjectStore
+from app.services.scheduler import Scheduler
+from app.services.tasks import Submit, TaskRecord, TaskService
+from app.services.uploads import UploadService
+from app.services.workflows import WorkflowService
+from tests.integration.task_log import everyone
+from tests.viewers import make_owner, team_of
+
+DOCUMENT: dict[str, Any] = {
+    "slug": "render",
+    "name": "Render",
+    "runtime": "command",
+    "definition": {"command": "render"},
+    "parameters": [
+        {"key": "width", "type": "integer", "default": 512, "min": 1},
+        {"key": "title", "type": "string", "required": True},
+    ],
+    "labels": ["gpu"],
+    "timeout": 60,
+}
+
+
+@dataclass(kw_only=True)
+class World:
+    """What a test of tasks acts with; `agent_id` has no slot before `offer`."""
+
+    db: Database
+    owner: Viewer
+    workflow: Workflow
+    workflows: WorkflowService
+    tasks: TaskService
+    feed: FeedService
+    bus: RedisBus
+    agent_id: UUID
+
+    @property
+    def team(self) -> UUID:
+        return team_of(self.owner)
+
+    async def submit(self, viewer: Viewer | None = None, **wanted: Any) -> TaskRecord:
+        given = {"workflow": "render", "parameters": {"title": "A"}, **wanted}
+        return await self.tasks.submit(viewer or self.owner, self.team, Submit(**given))
+
+    async def offer(self, slots: int = 1) -> None:
+        """Give the agent free slots that fit the workflow; no scheduler is told of them."""
+        await database.rows(_OFFER, self.team, ["gpu"])
+        await database.rows(_AGENT, self.agent_id, self.team, f"agent-{self.agent_id}", slots)
+        await database.rows(_SESSION, self.agent_id, self.team, slots)
+        await database.rows(_SLOTS, self.agent_id, self.team, slots)
+
+    async def run(self, task: TaskRecord) -> Fenced:
+        """Place the task in the agent's first free slot and acknowledge it."""
+        rows = await database.rows(_READY, task.id, self.agent_id)
+        (placed,) = await self.db.hot.place(
+            [Planned(task.id, rows[0]["lane_id"], rows[0]["rank"], self.agent_id, rows[0]["no"])]
+        )
+        held = Fenced(lease=Lease(task.id, self.agent_id, placed.lease_no, 1), session_no=1)
+        (answer,) = await self.db.hot.acknowledge([held])
+        assert answer.fence is Fence.ACCEPTED
+        return held
+
+    async def report(self, held: Fenced, *lines: str, number: int = 1, progress: dict[str, Any] | None = None) -> None:
+        body = {"v": 1, "attempt": 1, "stream": "stdout", "level": "info", "firstLine": 1, "lines": list(lines)}
+        (answer,) = await self.db.hot.report(
+            [
+                Report(
+                    lease=held.lease,
+                    session_no=1,
+                    number=number,
+                    events=(("log", body),) if lines else (),
+                    progress=progress,
+                )
+            ]
+        )
+        assert answer.fence is Fence.ACCEPTED
+
+    async def finish(self, held: Fenced, *, number: int = 1, **outcome: Any) -> TaskState | None:
+        (answer,) = await self.db.hot.finish([Finish(lease=held.lease, session_no=1, number=number, **outcome)])
+        return answer.state
+
+    async def events(self, task_id: UUID) -> list[Event]:
+        return await FeedReads(self.db).events(task_id, after=0)
+
+
+@asynccontextmanager
+async def open_world(db: Database, redis_url: str, store: ObjectStore) -> AsyncIterator[World]:
+    async with RedisBus(redis_url) as bus:
+        owner, workflows = await make_owner(), WorkflowService()
+        workflow = await workflows.create(owner, team_of(owner), DOCUMENT)
+        publisher = FeedPublisher(bus)
+        reads = FeedReads(db)
+        scheduler = Scheduler(PlacementReads(db), db.batched, publisher, epoch=lambda: db.log_epoch)
+        tasks = TaskService(
+            reads=TaskReads(db),
+            feed=reads,
+            hot=db.batched,
+            workflows=workflows,
+            uploads=UploadService(store, largest=2**20, link_life=timedelta(minutes=5)),
+            publisher=publisher,
+            scheduler=scheduler,
+            epoch=lambda: db.log_epoch,
+        )
+        feed = await FeedService(bus, reads, times=FeedTimes(poll=1, tick=0.01), allowed=everyone).open()
+        try:
+            yield World(
+                db=db,
+                owner=owner,
+                workflow=workflow,
+                workflows=workflows,
+                tasks=tasks,
+                feed=feed,
+                bus=bus,
+                agent_id=uuid4(),
+            )
+        finally:
+            await feed.close()
+            await scheduler.settle()
+
+
+_OFFER = "INSERT INTO offer (team_id, labels) VALUES ($1, $2::text[]) ON CONFLICT DO NOTHING RETURNING id"
+_AGENT = """
+INSERT INTO agent (id, team_id, name, secret_hash, credential_id, labels, facts, slots, version)
+VALUES ($1, $2, $3, '', uuidv7(), '{gpu}', '{}', $4, '1') RETURNING id
+"""
+_SESSION = """
+INSERT INTO agent_session (agent_id, team_id, session_no, instance_id, alive, seen_at, replica, slots)
+VALUES ($1, $2, 1, 'i', true, app_now(), 'r', $3) RETURNING agent_id
+"""
+_SLOTS = """
+INSERT INTO slot (agent_id, no, team_id, offer_id, open, session_no)
+SELECT $1, no, $2, (SELECT max(id) FROM offer WHERE team_id = $2), true, 1 FROM generate_series(1, $3::int) no RETURNING no
+"""
+_READY = """
+SELECT r.lane_id, r.rank, (SELECT min(no) FROM slot WHERE agent_id = $2 AND task_id IS NULL) AS no
+FROM ready r WHERE r.task_id = $1
+"""
