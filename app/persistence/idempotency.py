@@ -31,6 +31,15 @@ class Claim:
     key: str
     hash: bytes
 
+    @classmethod
+    def of(
+        cls, key: str | None, *, team_id: UUID, caller_id: UUID, operation: str, asked: Mapping[str, Any]
+    ) -> "Claim | None":
+        """The claim of a caller that gave `key`; None for one that gave none."""
+        if key is None:
+            return None
+        return cls(team_id=team_id, caller_id=caller_id, operation=operation, key=key, hash=fingerprint(asked))
+
 
 @dataclass(frozen=True, slots=True)
 class Made:

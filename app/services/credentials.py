@@ -15,7 +15,7 @@ from app.domain.errors import NotFound, Unauthenticated
 from app.domain.people import Credential, Scope
 from app.persistence import credentials, idempotency
 from app.persistence.credentials import NewCredential
-from app.persistence.idempotency import Claim, fingerprint
+from app.persistence.idempotency import Claim
 from app.services.access import SCOPE_GRANTS, AgentIdentity, AuthSubject, Permission, Viewer, tell_auth
 from app.services.inputs import Checked
 from app.services.ports import Bus
@@ -141,13 +141,8 @@ class CredentialService:
         )
         _check_kind(checked, wish)
         checked.key(idempotency_key)
-        if wish.workflows is not None and not wish.workflows:
-            checked.fault("workflowIds", "expected at least one workflow, or none to leave the key unpinned")
-        if len(new.workflows or ()) > MOST_PINS:
-            checked.fault("workflowIds", f"expected at most {MOST_PINS} workflows, found {len(new.workflows or ())}")
-        elif new.workflows:
-            for foreign in await credentials.foreign_workflows(team_id, new.workflows):
-                checked.fault("workflowIds", f"no workflow {foreign}")
+        if wish.workflows is not None:
+            await _check_workflows(checked, team_id, new.workflows or ())
         checked.settle()
         return new
 
@@ -160,15 +155,12 @@ def _require(viewer: Viewer, team_id: UUID) -> None:
 
 
 def _claim(viewer: Viewer, team_id: UUID, new: NewCredential, key: str | None) -> Claim | None:
-    if key is None:
-        return None
-    asked = {name: getattr(new, name) for name in NewCredential.__slots__}
-    return Claim(
+    return Claim.of(
+        key,
         team_id=team_id,
         caller_id=viewer.caller_id,
         operation="createCredential",
-        key=key,
-        hash=fingerprint(asked),
+        asked={name: getattr(new, name) for name in NewCredential.__slots__},
     )
 
 
@@ -183,6 +175,14 @@ def _check_kind(checked: Checked, wish: CredentialWish) -> None:
                 checked.fault(_PATHS.get(pin, pin), "expected none: only agent keys are pinned")
     if wish.max_slots is not None and not 1 <= wish.max_slots <= MOST_SLOTS:
         checked.fault("maxSlots", f"expected from 1 to {MOST_SLOTS} slots, found {wish.max_slots}")
+
+
+async def _check_workflows(checked: Checked, team_id: UUID, workflow_ids: Sequence[UUID]) -> None:
+    if not 1 <= len(workflow_ids) <= MOST_PINS:
+        checked.fault("workflowIds", f"expected from 1 to {MOST_PINS} workflows, found {len(workflow_ids)}")
+        return
+    for foreign in await credentials.foreign_workflows(team_id, workflow_ids):
+        checked.fault("workflowIds", f"no workflow {foreign}")
 
 
 def _labels(checked: Checked, labels: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -12,7 +12,7 @@ from uuid import UUID
 from app.domain.errors import AlreadyExists, LinkExpired, NotFound
 from app.domain.people import GIVEN_ROLES, Invitation, Member, Role
 from app.persistence import accounts, database, idempotency, invitations, teams
-from app.persistence.idempotency import Claim, fingerprint
+from app.persistence.idempotency import Claim
 from app.persistence.invitations import Offer as Offer
 from app.services import tokens
 from app.services.access import AuthSubject, Permission, Viewer, tell_auth
@@ -58,28 +58,21 @@ class InvitationService:
         async def offer() -> UUID:
             await require_now(viewer, Permission.MANAGE_MEMBERS, team_id)
             await _check_not_there(team_id, email)
+            hashed = tokens.stored(token)
             made = await invitations.add(
-                team_id,
-                email=email,
-                role=role,
-                token_hash=tokens.stored(token),
-                invited_by=viewer.user_id,
-                life=LIFE,
+                team_id, email=email, role=role, token_hash=hashed, invited_by=viewer.user_id, life=LIFE
             )
             return made.id
 
-        claim = idempotency_key and Claim(
+        claim = Claim.of(
+            idempotency_key,
             team_id=team_id,
             caller_id=viewer.caller_id,
             operation="inviteMember",
-            key=idempotency_key,
-            hash=fingerprint({"email": email, "role": role}),
+            asked={"email": email, "role": role},
         )
-        made = await idempotency.once(claim or None, offer)
-        invitation = await invitations.get(made.id)
-        if invitation is None:
-            raise NotFound(f"no invitation {made.id}")
-        return Invited(invitation, None if made.replayed else token)
+        made = await idempotency.once(claim, offer)
+        return Invited(await _invitation(made.id), None if made.replayed else token)
 
     async def page(self, viewer: Viewer, team_id: UUID, *, after: UUID | None, limit: int) -> list[Invitation]:
         """Up to `limit` open invitations past the one with id `after`, the oldest first."""
@@ -149,6 +142,13 @@ class InvitationService:
         if member is None:
             raise NotFound(f"no user {user_id}")
         return member
+
+
+async def _invitation(invitation_id: UUID) -> Invitation:
+    invitation = await invitations.get(invitation_id)
+    if invitation is None:
+        raise NotFound(f"no invitation {invitation_id}")
+    return invitation
 
 
 async def _lock(token: str) -> Invitation:

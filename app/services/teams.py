@@ -10,7 +10,7 @@ from uuid import UUID
 from app.domain.errors import AlreadyExists, Forbidden, NotFound, WrongState
 from app.domain.people import Member, Role, Team
 from app.persistence import database, idempotency, teams
-from app.persistence.idempotency import NO_TEAM, Claim, fingerprint
+from app.persistence.idempotency import NO_TEAM, Claim
 from app.services.access import ROLE_GRANTS, AuthSubject, Permission, Viewer, tell_auth
 from app.services.inputs import Checked
 from app.services.ports import Bus
@@ -36,16 +36,12 @@ class TeamService:
             _check_slug(checked, slug)
         checked.key(idempotency_key)
         checked.settle()
-        claim = (
-            None
-            if idempotency_key is None
-            else Claim(
-                team_id=NO_TEAM,
-                caller_id=viewer.caller_id,
-                operation="createTeam",
-                key=idempotency_key,
-                hash=fingerprint({"name": name, "slug": slug}),
-            )
+        claim = Claim.of(
+            idempotency_key,
+            team_id=NO_TEAM,
+            caller_id=viewer.caller_id,
+            operation="createTeam",
+            asked={"name": name, "slug": slug},
         )
 
         async def found() -> UUID:
