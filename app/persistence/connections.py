@@ -9,6 +9,7 @@ Invariants:
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +21,9 @@ from tortoise.backends.base.client import TransactionContext, TransactionContext
 from app.domain.errors import Unavailable
 
 log = logging.getLogger(__name__)
+
+inside_transaction: ContextVar[bool] = ContextVar("inside_transaction", default=False)
+"""True in the body of a transaction, where waiting for another commit is a mistake."""
 
 CONNECT = 3.0  # seconds until a connection stands
 COMMAND = 5.0  # seconds that a caller waits for a statement, or for a free connection
@@ -129,7 +133,12 @@ async def use_orjson(connection: Any) -> None:
 
 
 def encode_json(value: Any) -> bytes:
-    """jsonb's binary form; the character NUL, which PostgreSQL cannot store, becomes the replacement character."""
+    """jsonb's binary form; the character NUL, which PostgreSQL cannot store, becomes the replacement character.
+
+    Bytes are a value that was encoded here before.
+    """
+    if isinstance(value, bytes):
+        return value
     encoded = orjson.dumps(value)
     if b"\\u0000" in encoded:
         encoded = orjson.dumps(_without_nul(value))

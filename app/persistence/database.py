@@ -23,7 +23,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,19 @@ from tortoise.migrations.executor import MigrationExecutor
 from tortoise.transactions import in_transaction
 
 from app.domain.errors import Unavailable
-from app.persistence.connections import COMMAND, CONNECT, HOT, LIMITS, MIGRATING, connect, create_pool, translated
-from app.persistence.hot import Hot
+from app.persistence.batching import BatchedHot
+from app.persistence.connections import (
+    COMMAND,
+    CONNECT,
+    HOT,
+    LIMITS,
+    MIGRATING,
+    connect,
+    create_pool,
+    inside_transaction,
+    translated,
+)
+from app.persistence.hot import Hot, Timings
 from app.persistence.partitions import make_partitions
 
 log = logging.getLogger(__name__)
@@ -46,9 +56,6 @@ Connection = Any  # asyncpg.Connection, or the pool's proxy of one
 
 OLDEST = 18  # major version of PostgreSQL: uuidv7()
 _MIGRATIONS = Path(__file__).with_name("migrations")
-
-inside_transaction: ContextVar[bool] = ContextVar("inside_transaction", default=False)
-"""True in the body of `transaction()` and `connection()`, where waiting for another commit is a mistake."""
 
 
 class WrongDatabase(Exception):
@@ -66,11 +73,11 @@ class SchemaOutdated(WrongDatabase):
 class Database:
     """Pools over one PostgreSQL; `open_database` makes it."""
 
-    def __init__(self, *, reads: "asyncpg.Pool[Record]", hot: Hot, orm: TortoiseContext, epoch: "_Epoch") -> None:
+    def __init__(self, *, reads: "asyncpg.Pool[Record]", hot: Hot, batched: BatchedHot, epoch: "_Epoch") -> None:
         self._reads = reads
-        self._orm = orm
         self._epoch = epoch
         self.hot = hot
+        self.batched = batched
 
     @property
     def log_epoch(self) -> int:
@@ -131,22 +138,30 @@ async def rows(sql: str, *args: Any) -> list[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def open_database(url: str, *, hot_size: int = 6, cold_size: int = 8) -> AsyncIterator[Database]:
+async def open_database(
+    url: str, *, hot_size: int = 6, cold_size: int = 8, timings: Timings | None = None
+) -> AsyncIterator[Database]:
     """Open the database of `url`; raises `WrongDatabase` for a wrong server or schema, `Unavailable` for none.
 
-    `hot_size` connections write tasks; twice `cold_size` serve everything else.
+    At most `hot_size` connections write tasks, and `cold_size` (at least 2) serve everything else: half of them the
+    ORM, half of them reads by SQL.
     """
     await _check(url)
     epoch = _Epoch()
     async with AsyncExitStack() as stack:
-        reads = await stack.enter_async_context(_pool(url, size=cold_size, settings=LIMITS, role="runyard_app"))
+        reads = await stack.enter_async_context(
+            _pool(url, size=cold_size - cold_size // 2, settings=LIMITS, role="runyard_app")
+        )
         hot = await stack.enter_async_context(
             _pool(url, size=hot_size, settings={**LIMITS, **HOT}, role="runyard_engine", epoch=epoch)
         )
-        orm = await stack.enter_async_context(_orm(url, {**LIMITS}, size=cold_size))
+        await stack.enter_async_context(_orm(url, LIMITS, size=max(1, cold_size // 2)))
         with translated():
             await make_partitions(reads)
-        yield Database(reads=reads, hot=Hot(hot), orm=orm, epoch=epoch)
+        verbs = Hot(hot, timings)
+        batched = BatchedHot(verbs)
+        await stack.enter_async_context(batched.running())
+        yield Database(reads=reads, hot=verbs, batched=batched, epoch=epoch)
 
 
 async def migrate(url: str) -> list[str]:

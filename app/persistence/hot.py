@@ -5,212 +5,409 @@ Lock and snapshot rules, which every statement here keeps:
 1. Lock order: agent_session < slot (agent_id, no) < semaphore (team, key) < task_live/ready (task_id) < inserts
    (idempotency by key first). `cancel` takes task_live then ready; `place` takes ready then task_live, but only with
    SKIP LOCKED, so there is no cycle.
-2. Every statement on several rows locks first, in a CTE with ORDER BY .. FOR [NO KEY] UPDATE; a sorted array is not enough.
-3. One statement has one snapshot: waiting for a lock refreshes that row, not other tables. From other tables conclude only
-   what cannot change back (a lease is over, a task has ended). Where more is needed: lock in statement 1, act in statement 2.
+2. Every statement on several rows locks first, in a CTE with ORDER BY .. FOR [NO KEY] UPDATE; a sorted array is not
+   enough.
+3. One statement has one snapshot: waiting for a lock refreshes that row, not other tables. From other tables conclude
+   only what cannot change back (a lease is over, a task has ended). Where more is needed: lock in statement 1, act in
+   statement 2.
 4. SKIP LOCKED may take work, never conclude that there is none: only a plain read in a snapshot begun after the own
    commit says so. Stale `ready` heads are removed by whoever meets them.
 
-The allowed source states come as parameters from `domain.task.sources`.
+The allowed source states come as parameters from `domain.task.sources`. Items of one task (or slot) never share a
+statement: a second one waits for the next, so that each row is changed once by each.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
 
-from app.domain.events import Event
+from app.domain.events import Event, EventKind
 from app.domain.lease import Lease
-from app.domain.task import TaskState
+from app.domain.task import LEASED, TaskState, Verb, after, sources
+from app.persistence.connections import COMMAND, encode_json, translated
+from app.persistence.hot_encoding import LOG_LIMIT, TRUNCATED, Reports
+from app.persistence.hot_items import (
+    Acknowledged,
+    Cancelled,
+    Due,
+    Fence,
+    Fenced,
+    Finish,
+    Finished,
+    NewTask,
+    Placed,
+    Planned,
+    Reclaimed,
+    Report,
+    Reported,
+    SubmitResult,
+    SubmitStatus,
+    Timings,
+)
+from app.persistence.hot_sql import statement
+from app.persistence.hot_sweep import reclaim_leases, sweep
 
+__all__ = [
+    "Acknowledged",
+    "Cancelled",
+    "Due",
+    "Fence",
+    "Fenced",
+    "Finish",
+    "Finished",
+    "Hot",
+    "NewTask",
+    "Placed",
+    "Planned",
+    "Reclaimed",
+    "Report",
+    "Reported",
+    "SubmitResult",
+    "SubmitStatus",
+    "Timings",
+]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewTask:
-    """A validated submit. `pinned`: an older version was asked for by name; else `version` must still be the current one."""
+KEY_KEPT = 48 * 3600.0  # seconds that an idempotency key is remembered
+PUT_OFF = 30.0  # seconds until a task that was just being given out at its queue timeout is looked at again
 
-    team_id: UUID
-    workflow_id: UUID
-    version: int
-    pinned: bool
-    requirement_id: int
-    submitter_id: UUID
-    credential_id: UUID | None
-    priority: int  # -100..100, higher first
-    tags: tuple[str, ...]
-    parameters: dict[str, Any]
-    timeout: float  # seconds of execution, 0: none
-    queue_timeout: float | None
-    retry_max: int
-    retry_on: tuple[str, ...]
-    retry_of: UUID | None = None
-    key: str | None = None  # idempotency, already scoped to (caller, operation)
-    hash: bytes | None = None
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Record = asyncpg.Record
 
-
-class SubmitStatus(StrEnum):
-    CREATED = "created"
-    REPLAYED = "replayed"  # same key, same input: the first task
-    CONFLICT = "conflict"  # same key, other input
-    STALE_VERSION = "stale_version"  # the cached version is no longer current: read again
-    WORKFLOW_GONE = "workflow_gone"  # archived, disabled or not of this team
-
-
-@dataclass(frozen=True, slots=True)
-class SubmitResult:
-    status: SubmitStatus
-    task_id: UUID | None = None
-    lane_id: int | None = None
-    state: TaskState | None = None  # pending, or waiting behind older waiters of its lane
-    events: tuple[Event, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """One pair of a placement plan."""
-
-    task_id: UUID
-    lane_id: int
-    rank: int
-    agent_id: UUID
-    slot_no: int
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    team_id: UUID
-    task_id: UUID
-    agent_id: UUID
-    slot_no: int
-    session_no: int
-    lease_no: int
-    event: Event
-
-
-class Fence(StrEnum):
-    """What a fenced write answers."""
-
-    ACCEPTED = "ACCEPTED"
-    DUPLICATE = "DUPLICATE"
-    GAP = "GAP"
-    LEASE_LOST = "LEASE_LOST"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fenced:
-    """The lease that a write stands on, and the session of the connection that brings it."""
-
-    lease: Lease
-    session_no: int
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
-    """`event` is None where the lease was acknowledged before (the same answer again)."""
-
-    fence: Fence
-    team_id: UUID | None = None
-    event: Event | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report(Fenced):
-    """`events` are (kind, body) pairs in order; `number` counts the reports of a lease from 1."""
-
-    number: int
-    events: tuple[tuple[str, dict[str, Any]], ...] = ()
-    progress: dict[str, Any] | None = None
-    preview: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """`expected` is the next number with GAP; `last` the last event number with ACCEPTED and DUPLICATE."""
-
-    fence: Fence
-    team_id: UUID | None = None
-    events: tuple[Event, ...] = ()
-    last: int = 0
-    expected: int = 0
-    revision: int = 0
-    progress: dict[str, Any] | None = None  # the latest values as they stand now
-    preview: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finish(Report):
-    """The last report of a lease and its outcome. `error` as `Task.error` is stored; None completes the task."""
-
-    error: dict[str, Any] | None = None
-    reason: str | None = None
-    result: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """`retry_after` in seconds where the retry policy takes the task back to waiting; else the terminal `state`."""
-
-    fence: Fence
-    team_id: UUID | None = None
-    state: TaskState | None = None
-    retry_after: float | None = None
-    events: tuple[Event, ...] = ()
-    expected: int = 0
-    freed: UUID | None = None  # the agent whose slot became free
-
-
-@dataclass(frozen=True, slots=True)
-class Cancelled:
-    """`state` is None for a task that is not of this team; `event` is None where it had ended before."""
-
-    task_id: UUID
-    state: TaskState | None
-    event: Event | None = None
-    agent_id: UUID | None = None  # whose slot stays taken until it releases
-
-
-@dataclass(frozen=True, slots=True)
-class Reclaimed:
-    """A lease that the sweep ended: the task goes back to waiting, or fails."""
-
-    team_id: UUID
-    task_id: UUID
-    agent_id: UUID
-    lease_no: int
-    state: TaskState
-    reason: str
-    events: tuple[Event, ...]
+_RUNNING = after(TaskState.QUEUED, Verb.ACKNOWLEDGE)
+_LEASED = sorted(LEASED)
 
 
 class Hot:
     """The hot statements over one pool. Each method is one commit; results come in the order of the items."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", timings: Timings | None = None) -> None:
         self._pool = pool
+        self._lanes: dict[tuple[UUID, int, UUID], int] = {}  # interned rows never change
+        self.timings = timings or Timings()
 
-    async def submit(self, items: Sequence[NewTask]) -> list[SubmitResult]: ...
+    async def fetch(self, sql: str, *args: Any) -> list[Record]:
+        """Every row of one statement on the hot pool: for reads whose plan must not move."""
+        with translated():
+            async with self._pool.acquire(timeout=COMMAND) as connection:
+                return await connection.fetch(sql, *args)
 
-    async def place(self, items: Sequence[Planned]) -> list[Placed]: ...
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """A connection of the hot pool in a transaction, for what takes several statements (a connect)."""
+        with translated():
+            async with self._pool.acquire(timeout=COMMAND) as connection, connection.transaction():
+                yield connection
+
+    async def submit(self, items: Sequence[NewTask]) -> list[SubmitResult]:
+        """Store tasks. A key that was used before gives the first task (same hash) or a conflict with its id."""
+        results: dict[int, SubmitResult] = {}
+        left = list(enumerate(items))
+        for _ in range(2):  # again for keys whose 48 hours are over
+            await self._submit(left, results)
+            left = [(n, item) for n, item in left if n not in results]
+            if not left:
+                break
+        return [results[n] for n in range(len(items))]
+
+    async def place(self, items: Sequence[Planned]) -> list[Placed]:
+        """Give planned slots to planned tasks; those that no longer hold are left out."""
+        plan = list({item.task_id: item for item in {(i.agent_id, i.slot_no): i for i in items}.values()}.values())
+        rows = await self.fetch(
+            statement("place"),
+            range(len(plan)),
+            [item.task_id for item in plan],
+            [item.lane_id for item in plan],
+            [item.rank for item in plan],
+            [item.agent_id for item in plan],
+            [item.slot_no for item in plan],
+            sources(Verb.ASSIGN),
+        )
+        return [
+            Placed(
+                r["team_id"],
+                r["task_id"],
+                r["agent_id"],
+                r["no"],
+                r["session_no"],
+                r["lease_no"],
+                _status(r, "event_seq"),
+            )
+            for r in rows
+        ]
 
     async def hold(self, task_ids: Sequence[UUID]) -> list[tuple[UUID, UUID, Event]]:
-        """pending/provisioning -> waiting for those that no pass could place; (team, task, event) of those that moved."""
+        """pending/provisioning -> waiting for what no pass could place; (team, task, event) of those that moved."""
+        rows = await self.fetch(statement("hold"), list(task_ids), sources(Verb.HOLD))
+        return [(row["team_id"], row["task_id"], _status(row, "event_seq")) for row in rows]
 
-    async def acknowledge(self, items: Sequence[Fenced]) -> list[Acknowledged]: ...
+    async def acknowledge(self, items: Sequence[Fenced]) -> list[Acknowledged]:
+        """queued -> running. A lease acknowledged before gets the same answer without an event."""
+        return await _in_waves(items, lambda item: item.lease.task_id, self._acknowledge)
 
-    async def report(self, items: Sequence[Report]) -> list[Reported]: ...
+    async def report(self, items: Sequence[Report]) -> list[Reported]:
+        """Store numbered reports; a repeated number stores nothing twice, a number too far is a gap."""
+        return await _in_waves(items, lambda item: item.lease.task_id, self._report)
 
-    async def finish(self, items: Sequence[Finish]) -> list[Finished]: ...
+    async def finish(self, items: Sequence[Finish]) -> list[Finished]:
+        """End leases: completed, failed, or back after a pause as the task's retry policy says.
 
-    async def cancel(self, team_id: UUID, task_ids: Sequence[UUID], *, reason: str) -> list[Cancelled]: ...
+        A lease that was finished before gets the same answer with `DUPLICATE`.
+        """
+        return await _in_waves(items, lambda item: item.lease.task_id, self._finish)
+
+    async def cancel(self, team_id: UUID, task_ids: Sequence[UUID], *, reason: str) -> list[Cancelled]:
+        """End tasks; a task that had ended before stays as it is, and its state is told."""
+        ids = list(dict.fromkeys(task_ids))
+        rows = await self.fetch(statement("cancel"), ids, team_id, sources(Verb.CANCEL), reason)
+        done = {r["task_id"]: Cancelled(r["task_id"], _CANCELLED, _status(r, "seq"), r["agent_id"]) for r in rows}
+        if missing := [task_id for task_id in ids if task_id not in done]:
+            ended = await self.fetch(_ENDED, missing, team_id)
+            done |= {r["task_id"]: Cancelled(r["task_id"], TaskState(r["state"])) for r in ended}
+        return [done.get(task_id) or Cancelled(task_id, None) for task_id in task_ids]
 
     async def release(self, leases: Sequence[Lease]) -> list[bool]:
         """Free the slots of leases that are over; False where the lease is alive. Idempotent."""
+        return await _in_waves(leases, lambda lease: lease.task_id, self._release)
 
     async def beat(self, items: Sequence[tuple[UUID, int, float]]) -> list[bool]:
         """(agent, session_no, seconds ago) signs of life; False where that session is over."""
+        newest: dict[tuple[UUID, int], float] = {}
+        for agent, session, age in items:
+            newest[agent, session] = min(age, newest.get((agent, session), age))
+        agents, sessions = [agent for agent, _ in newest], [session for _, session in newest]
+        rows = await self.fetch(statement("beat"), agents, sessions, list(newest.values()))
+        alive = {(row["agent_id"], row["session_no"]) for row in rows}
+        return [(agent, session) in alive for agent, session, _ in items]
 
-    async def sweep(self, *, limit: int, at: datetime | None = None) -> list[Reclaimed]:
-        """End the leases of sessions without a sign of life, of missed acknowledgements and of passed deadlines."""
+    async def due(self, *, limit: int = 500) -> list[Due]:
+        """Bring back tasks whose pause is over, and fail those whose queue timeout has passed. By any replica."""
+        rows = await self.fetch(statement("due"), limit, sources(Verb.EXPIRE), PUT_OFF)
+        return [
+            Due(r["team_id"], r["task_id"], r["lane_id"], TaskState.FAILED, _status(r, "seq"))
+            if r["verdict"] == "expire"
+            else Due(r["team_id"], r["task_id"], r["lane_id"], TaskState.WAITING)
+            for r in rows
+        ]
+
+    async def sweep(self, *, limit: int = 200) -> list[Reclaimed]:
+        """End the leases of sessions without a sign of life, of missed acknowledgements and of passed deadlines.
+
+        Whoever calls it: a round is done at most every `timings.every` seconds by all replicas together, and nothing is
+        ended for `timings.grace` after no replica did a round for `timings.gap`.
+        """
+        with translated():
+            return await sweep(self._pool, self.timings, limit=limit)
+
+    async def reclaim(self, leases: Sequence[Lease], *, cause: str) -> list[Reclaimed]:
+        """End living leases that their agent no longer holds, and free their slots; `cause`: forgotten, restarted."""
+        with translated():
+            return await reclaim_leases(self._pool, self.timings, leases, cause=cause)
+
+    async def _submit(self, items: Sequence[tuple[int, NewTask]], results: dict[int, SubmitResult]) -> None:
+        lanes = await self._lanes_of([item for _, item in items])
+        rows = await self.fetch(statement("submit"), *_columns([(n, *_fields(item, lanes)) for n, item in items], 18))
+        by_number = dict(items)
+        for row in rows:
+            item = by_number[row["n"]]
+            if row["task_id"] is not None:
+                results[row["n"]] = _created(row, lanes[_lane(item)])
+            elif item.key is None:
+                results[row["n"]] = SubmitResult(_refusal(row))
+        if keyed := [row for row in rows if row["n"] not in results]:
+            await self._replay(keyed, by_number, results)
+
+    async def _replay(
+        self, rows: Sequence[Record], items: dict[int, NewTask], results: dict[int, SubmitResult]
+    ) -> None:
+        teams = [items[row["n"]].team_id for row in rows]
+        found = await self.fetch(statement("replayed"), teams, [items[row["n"]].key for row in rows], KEY_KEPT)
+        first = {row["n"]: row for row in found}
+        for place, row in enumerate(rows, start=1):
+            item, earlier = items[row["n"]], first.get(place)
+            if earlier is not None:
+                same = earlier["hash"] == item.hash
+                status = SubmitStatus.REPLAYED if same else SubmitStatus.CONFLICT
+                results[row["n"]] = SubmitResult(status, earlier["task_id"], earlier["lane_id"])
+            elif not (row["known"] and row["current"]):
+                results[row["n"]] = SubmitResult(_refusal(row))
+
+    async def _lanes_of(self, items: Sequence[NewTask]) -> dict[tuple[UUID, int, UUID], int]:
+        wanted = {_lane(item) for item in items}
+        if missing := sorted(wanted - self._lanes.keys()):
+            await self.fetch(_MAKE_LANES, *_columns(missing, 3))
+            for row in await self.fetch(_FIND_LANES, *_columns(missing, 3)):
+                self._lanes[row["team_id"], row["requirement_id"], row["submitter_id"]] = row["id"]
+        return {lane: self._lanes[lane] for lane in wanted}
+
+    async def _acknowledge(self, items: Sequence[Fenced]) -> list[Acknowledged]:
+        rows = await self.fetch(statement("acknowledge"), *_fences(items), sources(Verb.ACKNOWLEDGE), _RUNNING)
+        return [
+            Acknowledged(Fence.LEASE_LOST)
+            if not row["held"]
+            else Acknowledged(
+                Fence.ACCEPTED, row["team_id"], None if row["body"] is None else _status(row, "event_seq")
+            )
+            for row in rows
+        ]
+
+    async def _report(self, items: Sequence[Report]) -> list[Reported]:
+        reports = Reports(items)
+        rows = await self.fetch(
+            statement("report"),
+            *_fences(items),
+            *reports.columns(),
+            LOG_LIMIT,
+            _RUNNING,
+            *reports.event_columns(),
+            TRUNCATED,
+        )
+        return [_reported(row, reports) for row in rows]
+
+    async def _finish(self, items: Sequence[Finish]) -> list[Finished]:
+        reports = Reports(items)
+        rows = await self.fetch(
+            statement("finish"),
+            *_fences(items),
+            *reports.columns(),
+            [None if item.error is None else encode_json(item.error) for item in items],
+            [item.reason for item in items],
+            [None if item.result is None else encode_json(item.result) for item in items],
+            reports.last_lines(),
+            LOG_LIMIT,
+            _RUNNING,
+            *reports.event_columns(),
+            self.timings.retry,
+            self.timings.retry_cap,
+        )
+        results = [_finished(row, items[row["n"]], reports) for row in rows]
+        if lost := [n for n, result in enumerate(results) if result.fence is Fence.LEASE_LOST]:
+            fences = _fences([items[n] for n in lost])[1:4]
+            for row in await self.fetch(statement("finished_before"), lost, *fences):
+                again = None if row["state"] != TaskState.WAITING else max(0.0, row["again"] or 0.0)
+                results[row["n"]] = Finished(Fence.DUPLICATE, row["team_id"], TaskState(row["state"]), again)
+        return results
+
+    async def _release(self, leases: Sequence[Lease]) -> list[bool]:
+        rows = await self.fetch(
+            statement("release"),
+            *_columns([(n, x.task_id, x.number, x.agent_id) for n, x in enumerate(leases)], 4),
+            _LEASED,
+        )
+        return [row["freed"] for row in rows]
+
+
+async def _in_waves(
+    items: Sequence[Item],
+    key: Callable[[Item], Hashable],
+    run: Callable[[Sequence[Item]], Any],
+) -> list[Any]:
+    """Run every item, those with the same key in separate statements and in their order."""
+    results: list[Any] = [None] * len(items)
+    left = list(range(len(items)))
+    while left:
+        wave: dict[Hashable, int] = {}
+        for n in left:
+            wave.setdefault(key(items[n]), n)
+        chosen = list(wave.values())
+        for n, result in zip(chosen, await run([items[n] for n in chosen]), strict=True):
+            results[n] = result
+        left = [n for n in left if n not in set(chosen)]
+    return results
+
+
+def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+
+
+def _fences(items: Sequence[Fenced]) -> list[list[Any]]:
+    rows = [(n, i.lease.task_id, i.lease.number, i.lease.agent_id, i.session_no) for n, i in enumerate(items)]
+    return _columns(rows, 5)
+
+
+def _fields(item: NewTask, lanes: dict[tuple[UUID, int, UUID], int]) -> tuple[Any, ...]:
+    return (
+        item.team_id,
+        item.workflow_id,
+        item.version,
+        item.pinned,
+        lanes[_lane(item)],
+        item.submitter_id,
+        item.credential_id,
+        -item.priority,
+        encode_json(item.tags),
+        encode_json(item.parameters),
+        item.timeout,
+        item.queue_timeout,
+        item.retry_max,
+        encode_json(item.retry_on),
+        item.retry_of,
+        item.key,
+        item.hash,
+    )
+
+
+def _lane(item: NewTask) -> tuple[UUID, int, UUID]:
+    return item.team_id, item.requirement_id, item.submitter_id
+
+
+def _refusal(row: Record) -> SubmitStatus:
+    return SubmitStatus.STALE_VERSION if row["known"] else SubmitStatus.WORKFLOW_GONE
+
+
+def _created(row: Record, lane_id: int) -> SubmitResult:
+    events = [Event(1, row["at"], EventKind.STATUS, _moved(None, TaskState.PENDING))]
+    if row["behind"]:
+        events.append(Event(2, row["at"], EventKind.STATUS, _moved(TaskState.PENDING, TaskState.WAITING)))
+    state = TaskState.WAITING if row["behind"] else TaskState.PENDING
+    return SubmitResult(SubmitStatus.CREATED, row["task_id"], lane_id, state, tuple(events))
+
+
+def _moved(before: TaskState | None, state: TaskState) -> dict[str, Any]:
+    return {"v": 1, "from": before, "state": state, "reason": None, "attempt": 0, "agent": None}
+
+
+def _status(row: Record, seq: str) -> Event:
+    return Event(row[seq], row["at"], EventKind.STATUS, row["body"])
+
+
+def _reported(row: Record, reports: Reports) -> Reported:
+    if row["had"] is None:
+        return Reported(Fence.LEASE_LOST)
+    latest = (row["revision"], row["progress"], row["preview"])
+    if row["accepted"]:
+        return Reported(Fence.ACCEPTED, row["team_id"], reports.stored(row, marked=True), row["last"], 0, *latest)
+    if reports.number(row["n"]) <= row["had"]:
+        return Reported(Fence.DUPLICATE, row["team_id"], (), row["last"], 0, *latest)
+    return Reported(Fence.GAP, row["team_id"], (), row["last"], row["had"] + 1, *latest)
+
+
+def _finished(row: Record, item: Finish, reports: Reports) -> Finished:
+    if row["had"] is None:
+        return Finished(Fence.LEASE_LOST)
+    if row["gap"]:
+        return Finished(Fence.GAP, row["team_id"], expected=row["had"] + 1)
+    events = reports.stored(row, marked=False) if row["next"] else ()
+    return Finished(
+        Fence.ACCEPTED,
+        row["team_id"],
+        TaskState(row["state"]),
+        row["again"],
+        (*events, _status(row, "seq")),
+        freed=item.lease.agent_id,
+    )
+
+
+_CANCELLED = after(TaskState.RUNNING, Verb.CANCEL)
+_ENDED = "SELECT task_id, state FROM task_end WHERE task_id = ANY($1::uuid[]) AND team_id = $2"
+_MAKE_LANES = """
+INSERT INTO lane (team_id, requirement_id, submitter_id)
+SELECT * FROM unnest($1::uuid[], $2::int[], $3::uuid[]) ORDER BY 1, 2, 3 ON CONFLICT DO NOTHING
+"""
+_FIND_LANES = """
+SELECT l.* FROM lane l JOIN unnest($1::uuid[], $2::int[], $3::uuid[]) AS w(team_id, requirement_id, submitter_id)
+USING (team_id, requirement_id, submitter_id)
+"""

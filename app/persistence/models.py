@@ -1,7 +1,7 @@
 """Every table that is kept by the ORM. One file, because foreign keys form a graph and modules must not.
 
-The hot tables (task, task_live, task_end, task_event, ready, slot, agent_session, ...) are not here: they are written by
-the statements of `hot.py` alone and are made by raw SQL in the migrations (partitions, fill factors, triggers).
+The hot tables (task, task_live, task_end, task_event, ready, slot, agent_session, ...) are not here: they are written
+by the statements of `hot.py` alone and are made by raw SQL in the migrations (partitions, fill factors, triggers).
 Ids are UUIDs of version 7, made by the database. Text enums are lower case, as everywhere outside GraphQL.
 """
 
@@ -61,7 +61,7 @@ class MembershipRow(Model):
 
 
 class InvitationRow(Model):
-    """An open, accepted or withdrawn invitation; its token is stored hashed. One open invitation for a team and address."""
+    """An open, accepted or withdrawn invitation; its token is stored hashed. One open one for a team and address."""
 
     id = fields.UUIDField(primary_key=True, db_default=V7, default=None)
     team: fields.ForeignKeyRelation[TeamRow] = fields.ForeignKeyField("models.TeamRow", related_name="invitations")
@@ -197,7 +197,7 @@ class WorkflowVersionRow(Model):
 
 
 class AgentRow(Model):
-    """A process on the team's machine, known by its name; kept while it is offline. Its session and slots are hot tables."""
+    """A process on the team's machine, known by its name; kept while offline. Its session and slots are hot tables."""
 
     id = fields.UUIDField(primary_key=True, db_default=V7, default=None)
     team: fields.ForeignKeyRelation[TeamRow] = fields.ForeignKeyField("models.TeamRow", related_name="agents")

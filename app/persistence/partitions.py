@@ -1,4 +1,4 @@
-"""Weekly partitions of task_event: made ahead at every start and once a day, so that a submit never meets a missing one."""
+"""Weekly partitions of task_event: made ahead at every start and once a day, so that no submit meets a missing one."""
 
 import logging
 from typing import Any

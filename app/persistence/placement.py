@@ -43,13 +43,11 @@ class Order:
     attempt: int
     alive: bool
     acknowledged: bool
-    team_id: UUID
-    workflow: str
-    runtime: str
-    definition: Any
-    parameter_definitions: Any
+    workflow_id: UUID
+    version: int
+    slug: str
     parameters: dict[str, Any]
-    timeout: float
+    timeout: float  # seconds of execution, 0: none
 
 
 class PlacementReads:
@@ -108,11 +106,9 @@ def _order(row: Any) -> Order:
         attempt=row["attempt"],
         alive=row["alive"],
         acknowledged=row["acknowledged"],
-        team_id=row["team_id"],
-        workflow=row["slug"],
-        runtime=row["runtime"],
-        definition=row["definition"],
-        parameter_definitions=row["parameters"],
+        workflow_id=row["workflow_id"],
+        version=row["version"],
+        slug=row["slug"],
         parameters=row["params"],
         timeout=row["timeout"],
     )
@@ -158,12 +154,11 @@ WHERE s.team_id = $1 AND s.task_id IS NOT NULL GROUP BY t.submitter_id
 # One row for the session itself, so that "nothing to do" and "session over" are told apart.
 _ORDERS = """
 SELECT s.no, s.task_id, s.lease_no, s.acked_at IS NOT NULL AS acknowledged, l.task_id IS NOT NULL AS alive,
-  s.attempt, t.team_id, t.params, t.timeout, w.slug, v.runtime, v.definition, v.parameters
+  s.attempt, t.workflow_id, t.version, t.params, t.timeout, w.slug
 FROM agent_session a
 LEFT JOIN slot s ON s.agent_id = a.agent_id AND s.task_id IS NOT NULL
 LEFT JOIN task t ON t.id = s.task_id
 LEFT JOIN workflow w ON w.id = t.workflow_id
-LEFT JOIN workflow_version v ON v.workflow_id = t.workflow_id AND v.number = t.version
 LEFT JOIN task_live l ON l.task_id = s.task_id AND l.lease_no = s.lease_no AND l.agent_id = s.agent_id
 WHERE a.agent_id = $1 AND a.session_no = $2 AND a.alive ORDER BY s.no
 """

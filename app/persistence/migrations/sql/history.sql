@@ -56,6 +56,7 @@ CREATE TABLE attempt (
   outcome    text NOT NULL CHECK (outcome IN ('completed', 'failed', 'cancelled', 'timed_out', 'agent_lost')),
   reason     text,
   error      jsonb,
+  reported   boolean NOT NULL DEFAULT false,  -- its agent said so, and gets the same answer again
   PRIMARY KEY (task_id, no)
 );
 CREATE INDEX attempt_by_agent ON attempt (agent_id, started_at);
@@ -116,3 +117,20 @@ CREATE TRIGGER task_event_is_written_once BEFORE UPDATE OR DELETE ON task_event
   FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER task_tag_is_written_once BEFORE UPDATE OR DELETE ON task_tag
   FOR EACH ROW EXECUTE FUNCTION refuse_change();
+
+-- The last 20 lines of a task's log, `own` after those that are stored, cut at 8 KiB; what Task.error shows.
+CREATE FUNCTION last_log_lines(task uuid, own jsonb) RETURNS jsonb
+  LANGUAGE sql STABLE
+  AS $$
+WITH chunk AS (
+  SELECT seq, body FROM task_event WHERE task_id = task AND kind = 'log' ORDER BY seq DESC LIMIT 20
+), line AS (
+  SELECT chunk.seq, l.no, l.text FROM chunk, jsonb_array_elements_text(chunk.body->'lines') WITH ORDINALITY l(text, no)
+  UNION ALL
+  SELECT 2147483647, l.no, l.text FROM jsonb_array_elements_text(own) WITH ORDINALITY l(text, no)
+), last AS (
+  SELECT seq, no, text, sum(octet_length(text)) OVER (ORDER BY seq DESC, no DESC) AS bytes
+  FROM line ORDER BY seq DESC, no DESC LIMIT 20
+)
+SELECT coalesce(jsonb_agg(text ORDER BY seq, no), '[]') FROM last WHERE bytes <= 8192
+$$;

@@ -19,6 +19,7 @@ CREATE TABLE task_live (
   revision    integer NOT NULL DEFAULT 0,     -- of progress and preview
   log_bytes   bigint NOT NULL DEFAULT 0,
   log_dropped bigint NOT NULL DEFAULT 0,      -- lines past the limit of the log
+  missed      uuid[] NOT NULL DEFAULT '{}',   -- agents that were given it and did not acknowledge
   started_at  timestamptz,
   CHECK ((state IN ('queued', 'running')) = (agent_id IS NOT NULL)),
   CHECK ((agent_id IS NULL) = (session_no IS NULL))
@@ -66,6 +67,8 @@ CREATE TABLE slot (
   session_no  integer NOT NULL,
   task_id     uuid,
   lease_no    integer,
+  attempt     integer,           -- the try that this lease is for
+  lane_id     integer,           -- of the task that it holds or held last: who holds how many is counted from here
   since       timestamptz,
   acked_at    timestamptz,
   deadline_at timestamptz,
@@ -73,6 +76,7 @@ CREATE TABLE slot (
   CHECK ((task_id IS NULL) = (lease_no IS NULL))
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX slot_free ON slot (team_id, offer_id, no, agent_id) WHERE task_id IS NULL AND open;
+CREATE INDEX slot_held ON slot (lane_id) WHERE task_id IS NOT NULL;
 CREATE UNIQUE INDEX slot_of_task ON slot (task_id) WHERE task_id IS NOT NULL;
 
 CREATE TABLE agent_session (
@@ -82,6 +86,7 @@ CREATE TABLE agent_session (
   instance_id   text NOT NULL,
   alive         boolean NOT NULL,
   seen_at       timestamptz NOT NULL,
+  left_at       timestamptz,                 -- its connection ended and it has not come back
   replica       text NOT NULL,
   slots         integer NOT NULL,
   misses        integer NOT NULL DEFAULT 0,  -- acknowledgements missed of late

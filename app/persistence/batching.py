@@ -1,0 +1,188 @@
+"""Group commit: items that arrive while a statement is in flight share the next one.
+
+One batcher for each verb and process. There is no timer, so an idle system adds no latency: the first item leaves at
+once, and what arrives meanwhile leaves together when its commit has been answered. Invariants:
+
+1. Each item gets its own result or its own error. An unexpected error runs the items of that batch again one by one,
+   so that one bad item spoils no other; a batch is atomic, so nothing of it had been stored.
+2. `Unavailable` says nothing about the outcome (the answer to a commit may be lost): every item of the batch gets it,
+   and its caller repeats with the same key, number or token.
+3. The batcher's task starts when the database opens, in an empty context: it inherits no transaction and no request.
+4. `put` inside a transaction raises: it would wait for a commit that waits for it.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextvars import Context
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from app.domain.errors import DomainError, Unavailable
+from app.domain.events import Event
+from app.domain.lease import Lease
+from app.persistence.connections import inside_transaction
+from app.persistence.hot import (
+    Acknowledged,
+    Cancelled,
+    Fenced,
+    Finish,
+    Finished,
+    Hot,
+    NewTask,
+    Placed,
+    Planned,
+    Report,
+    Reported,
+    SubmitResult,
+)
+
+MOST = 64  # items of one statement: more gain nothing
+BEAT_MOST = 10_000  # sessions of one statement
+BEAT_EVERY = 0.5  # seconds that signs of life are gathered
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Sign = tuple[UUID, int, float]  # agent, session number, seconds ago
+
+
+class Batcher(Generic[Item, Result]):
+    """Runs `flush` over what was put, at most `most` at a time and one flush at a time.
+
+    `flush` is atomic and returns one result for each item, in order. `gather` seconds are waited before each flush.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        most: int = MOST,
+        gather: float = 0.0,
+    ) -> None:
+        self._flush = flush
+        self._most = most
+        self._gather = gather
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._arrived = asyncio.Event()
+        self._closed = False
+
+    async def put(self, item: Item) -> Result:
+        """The result of `item`, once its batch is committed. Raises what its statement raised for it."""
+        if inside_transaction.get():
+            raise RuntimeError("expected to be outside of a transaction: a batched verb waits for a commit of its own")
+        if self._closed:
+            raise Unavailable("this process is stopping")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._arrived.set()
+        return await future
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The batcher works inside of this block; at its end what was put is still flushed."""
+        task = asyncio.get_running_loop().create_task(self._run(), context=Context())
+        try:
+            yield
+        finally:
+            self._closed = True
+            self._arrived.set()
+            await task
+
+    async def _run(self) -> None:
+        while True:
+            await self._arrived.wait()
+            if self._gather and not self._closed:
+                await asyncio.sleep(self._gather)
+            if batch := self._take():
+                await self._commit(batch)
+            elif self._closed:
+                return
+            if not self._waiting and not self._closed:
+                self._arrived.clear()
+
+    def _take(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        while self._waiting and len(batch) < self._most:
+            item, future = self._waiting.popleft()
+            if not future.done():  # its caller has gone
+                batch.append((item, future))
+        return batch
+
+    async def _commit(self, batch: Sequence[tuple[Item, "asyncio.Future[Result]"]]) -> None:
+        try:
+            results = await self._flush([item for item, _ in batch])
+        except DomainError as refused:
+            for _, future in batch:
+                _fail(future, refused)
+        except Exception as unexpected:
+            if len(batch) == 1:
+                _fail(batch[0][1], unexpected)
+                return
+            for each in batch:
+                await self._commit([each])
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+
+def _fail(future: "asyncio.Future[Result]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+class BatchedHot:
+    """The verbs of `Hot` for single items; each shares its commit with whoever calls at the same time."""
+
+    def __init__(self, hot: Hot) -> None:
+        self._hot = hot
+        # Apart: a submit with a key may need a second statement, and is safe to repeat; one without is neither.
+        self._submits: Batcher[NewTask, SubmitResult] = Batcher(hot.submit)
+        self._keyed_submits: Batcher[NewTask, SubmitResult] = Batcher(hot.submit)
+        self._acknowledgements: Batcher[Fenced, Acknowledged] = Batcher(hot.acknowledge)
+        self._reports: Batcher[Report, Reported] = Batcher(hot.report)
+        self._results: Batcher[Finish, Finished] = Batcher(hot.finish)
+        self._releases: Batcher[Lease, bool] = Batcher(hot.release)
+        self._beats: Batcher[Sign, bool] = Batcher(hot.beat, most=BEAT_MOST, gather=BEAT_EVERY)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The verbs work inside of this block."""
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._submits.running())
+            await stack.enter_async_context(self._keyed_submits.running())
+            await stack.enter_async_context(self._acknowledgements.running())
+            await stack.enter_async_context(self._reports.running())
+            await stack.enter_async_context(self._results.running())
+            await stack.enter_async_context(self._releases.running())
+            await stack.enter_async_context(self._beats.running())
+            yield
+
+    async def submit(self, task: NewTask) -> SubmitResult:
+        return await (self._submits if task.key is None else self._keyed_submits).put(task)
+
+    async def acknowledge(self, lease: Fenced) -> Acknowledged:
+        return await self._acknowledgements.put(lease)
+
+    async def report(self, report: Report) -> Reported:
+        return await self._reports.put(report)
+
+    async def finish(self, result: Finish) -> Finished:
+        return await self._results.put(result)
+
+    async def release(self, lease: Lease) -> bool:
+        return await self._releases.put(lease)
+
+    async def beat(self, agent_id: UUID, session_no: int, age: float = 0.0) -> bool:
+        """A sign of life, `age` seconds ago; False where that session is over."""
+        return await self._beats.put((agent_id, session_no, age))
+
+    async def place(self, plan: Sequence[Planned]) -> list[Placed]:
+        return await self._hot.place(plan)
+
+    async def hold(self, task_ids: Sequence[UUID]) -> list[tuple[UUID, UUID, Event]]:
+        return await self._hot.hold(task_ids)
+
+    async def cancel(self, team_id: UUID, task_ids: Sequence[UUID], *, reason: str) -> list[Cancelled]:
+        return await self._hot.cancel(team_id, task_ids, reason=reason)

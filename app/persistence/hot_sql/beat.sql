@@ -1,0 +1,8 @@
+-- $1..$3: signs of life, seconds ago, each session once.
+WITH i AS (SELECT * FROM unnest($1::uuid[], $2::int[], $3::float8[]) AS t(agent_id, session_no, age)),
+s AS MATERIALIZED (
+  SELECT s.agent_id, i.age FROM agent_session s JOIN i ON i.agent_id = s.agent_id AND i.session_no = s.session_no
+  WHERE s.alive ORDER BY s.agent_id FOR NO KEY UPDATE OF s
+)
+UPDATE agent_session v SET seen_at = greatest(v.seen_at, app_now() - make_interval(secs => s.age)), left_at = NULL
+FROM s WHERE v.agent_id = s.agent_id RETURNING v.agent_id, v.session_no

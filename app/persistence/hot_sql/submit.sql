@@ -1,0 +1,59 @@
+-- $1..$18: one array for each field of the items. Returns one row for each item.
+WITH now AS MATERIALIZED (SELECT app_now() AS at),
+i AS MATERIALIZED (
+  SELECT uuidv7() AS id, t.* FROM unnest(
+    $1::int[], $2::uuid[], $3::uuid[], $4::int[], $5::bool[], $6::int[], $7::uuid[], $8::uuid[], $9::smallint[],
+    $10::jsonb[], $11::jsonb[], $12::float8[], $13::float8[], $14::smallint[], $15::jsonb[], $16::uuid[], $17::text[],
+    $18::bytea[]
+  ) AS t(n, team, workflow, version, pinned, lane, submitter, credential, rank, tags, params, timeout, queue_timeout,
+    retry_max, retry_on, retry_of, key, hash)
+  ORDER BY t.n
+),
+c AS MATERIALIZED (  -- checked: the caller's version may be a cached one
+  SELECT i.*, w.id IS NOT NULL AS known, i.pinned OR w.version = i.version AS current
+  FROM i LEFT JOIN workflow w ON w.id = i.workflow AND w.team_id = i.team AND w.active AND w.archived_at IS NULL
+),
+k AS (
+  INSERT INTO idempotency (team_id, key, task_id, hash, at)
+  SELECT team, key, id, hash, now.at FROM c, now WHERE known AND current AND key IS NOT NULL ORDER BY team, key
+  ON CONFLICT DO NOTHING RETURNING task_id
+),
+a AS MATERIALIZED (
+  SELECT c.*, EXISTS (SELECT FROM ready r WHERE r.lane_id = c.lane AND r.rank <= c.rank) AS behind
+  FROM c WHERE known AND current AND (key IS NULL OR id IN (SELECT task_id FROM k))
+),
+t AS (
+  INSERT INTO task (id, team_id, workflow_id, version, submitter_id, credential_id, lane_id, priority, tags, params,
+    timeout, queue_timeout, retry_max, retry_on, retry_of, created_at)
+  SELECT id, team, workflow, version, submitter, credential, lane, -rank,
+    ARRAY(SELECT jsonb_array_elements_text(tags)), params, timeout, queue_timeout, retry_max,
+    ARRAY(SELECT jsonb_array_elements_text(retry_on)), retry_of, now.at
+  FROM a, now
+),
+g AS (
+  INSERT INTO task_tag (team_id, tag, task_id)
+  SELECT DISTINCT team, tag, id FROM a, jsonb_array_elements_text(tags) AS tag
+),
+l AS (
+  INSERT INTO task_live (task_id, team_id, state, lane_id, rank, event_seq)
+  SELECT id, team, CASE WHEN behind THEN 'waiting' ELSE 'pending' END, lane, rank, 1 + behind::int FROM a
+),
+r AS (INSERT INTO ready (lane_id, rank, task_id) SELECT lane, rank, id FROM a),
+q AS (
+  INSERT INTO later (task_id, kind, due_at)
+  SELECT id, 'expire', now.at + make_interval(secs => queue_timeout) FROM a, now WHERE queue_timeout IS NOT NULL
+),
+s AS MATERIALIZED (
+  SELECT id, team, 1 AS seq, '{"v": 1, "from": null, "state": "pending", "reason": null, "attempt": 0, "agent": null}'::jsonb AS body
+  FROM a
+  UNION ALL
+  SELECT id, team, 2, '{"v": 1, "from": "pending", "state": "waiting", "reason": null, "attempt": 0, "agent": null}'::jsonb
+  FROM a WHERE behind
+),
+e AS (INSERT INTO task_event (task_id, seq, at, kind, body) SELECT id, seq, now.at, 'status', body FROM s, now),
+o AS (
+  INSERT INTO outbox (team_id, task_id, seq, kind)
+  SELECT s.team, s.id, s.seq, li.kind FROM s JOIN listener li ON li.team_id = s.team
+)
+SELECT c.n, c.known, c.current, a.id AS task_id, a.behind, now.at
+FROM c CROSS JOIN now LEFT JOIN a ON a.n = c.n ORDER BY c.n

@@ -1,0 +1,309 @@
+"""Agent sessions and slots: who is connected, with how many slots, and what becomes of leases when one comes back.
+
+The same process (same instance) keeps its leases: they are bound to its new session. A new process of the agent has
+lost what the old one ran: those leases end at once. A second process beside a living one is refused. Invariants:
+
+1. Each connect takes a new session number, so writes over an older connection are refused.
+2. A slot that holds a lease is never dropped; a slot that holds the lease of a dead process is never kept.
+3. An offer is the agent's labels without those that no requirement of the team names; when a requirement names a new
+   label, `offer_anew` sees every connect that did not see it.
+4. Lock order: agent < agent_session < slot < task_live, as in `hot.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from app.domain.lease import Lease
+from app.domain.task import LEASED, TaskState
+from app.persistence.database import Connection, Database, Record
+from app.persistence.hot import Reclaimed, Timings
+from app.persistence.hot_sweep import end_leases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownAgent:
+    """An agent that has connected before; its secret is compared by the caller."""
+
+    id: UUID
+    secret_hash: str
+    credential_id: UUID
+    pause: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """A process that wants to be this agent, its secret checked. `agent_id` is None for a name that was not known."""
+
+    team_id: UUID
+    name: str
+    agent_id: UUID | None
+    secret_hash: str  # kept for a new agent
+    credential_id: UUID
+    instance_id: str
+    labels: tuple[str, ...]
+    facts: dict[str, Any]
+    slots: int
+    version: str
+    replica: str
+    holding: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connected:
+    """A new session. `missing`: running leases that the process does not hold, lost unless it says otherwise soon."""
+
+    agent_id: UUID
+    session_no: int
+    open: bool  # takes new work
+    keep: tuple[Lease, ...]
+    drop: tuple[Lease, ...]
+    missing: tuple[Lease, ...]
+    reclaimed: tuple[Reclaimed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Another living process is this agent; worth another try in `retry_after` seconds."""
+
+    retry_after: float
+
+
+class NameKnown:
+    """The name was taken by another first connect meanwhile: look it up again."""
+
+
+async def find_agent(database: Database, team_id: UUID, name: str) -> KnownAgent | None:
+    """The team's agent of that name."""
+    row = await database.fetchrow(
+        "SELECT id, secret_hash, credential_id, pause FROM agent WHERE team_id = $1 AND name = $2", team_id, name
+    )
+    return None if row is None else KnownAgent(**row)
+
+
+async def connect(database: Database, hello: Hello) -> Connected | Taken | NameKnown:
+    """Begin a session, as one commit. Idempotent for each instance: a repeated call is a reconnect."""
+    try:
+        async with database.hot.transaction() as c:
+            await c.execute(_SHARE_LABELS, str(hello.team_id))
+            return await _connect(c, hello, database.hot.timings)
+    except _Refused as refused:
+        return refused.answer
+
+
+async def _connect(c: Connection, hello: Hello, timings: Timings) -> Connected:
+    agent = await _register(c, hello)
+    if agent is None:
+        raise _Refused(NameKnown())
+    old = await c.fetchrow(_SESSION, agent["id"])
+    same = old is not None and old["instance_id"] == hello.instance_id
+    if old is not None and not same and _beats(old, timings.lease / 2):
+        raise _Refused(Taken(timings.lease / 2))
+    opens = agent["pause"] is None and not (same and old["suspect"])
+    session_no = await c.fetchval(
+        _BEGIN, agent["id"], hello.team_id, hello.instance_id, hello.replica, hello.slots, same
+    )
+    await c.execute(_LOCK_SLOTS, agent["id"])
+    held = await c.fetch(_HELD, agent["id"], sorted(LEASED))  # a snapshot after the locks: rule 3
+    reclaimed: list[Reclaimed] = []
+    if same:
+        await _rebind(c, held, hello.holding, session_no)
+    else:
+        reclaimed = await end_leases(c, timings, [(*_slot_of(row), "restarted") for row in held])
+    await _size_slots(c, hello, agent["id"], session_no, opens=opens)
+    living = {_lease(row): row["state"] for row in held if row["state"] is not None} if same else {}
+    return _answer(hello, agent["id"], session_no, living, reclaimed, opens=opens)
+
+
+def _answer(
+    hello: Hello,
+    agent_id: UUID,
+    session_no: int,
+    living: Mapping[Lease, str],
+    reclaimed: Sequence[Reclaimed],
+    *,
+    opens: bool,
+) -> Connected:
+    held = {(lease.task_id, lease.number) for lease in hello.holding}
+    alive = {(lease.task_id, lease.number) for lease in living}
+    return Connected(
+        agent_id=agent_id,
+        session_no=session_no,
+        open=opens,
+        keep=tuple(lease for lease in hello.holding if (lease.task_id, lease.number) in alive),
+        drop=tuple(lease for lease in hello.holding if (lease.task_id, lease.number) not in alive),
+        missing=tuple(
+            lease
+            for lease, state in living.items()
+            if state == TaskState.RUNNING and (lease.task_id, lease.number) not in held
+        ),
+        reclaimed=tuple(reclaimed),
+    )
+
+
+class _Refused(Exception):
+    """Rolls a connect back."""
+
+    def __init__(self, answer: Taken | NameKnown) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+async def leave(database: Database, agent_id: UUID, session_no: int) -> None:
+    """The connection of this session has ended. Its leases live on until the session itself falls silent."""
+    await database.hot.fetch(_LEAVE, agent_id, session_no)
+
+
+async def set_pause(database: Database, team_id: UUID, agent_id: UUID, pause: str | None, note: str | None) -> bool:
+    """Let the agent take no new work (`paused`, `draining`), or take it again (None); False where there is none."""
+    async with database.hot.transaction() as c:
+        changed = await c.fetchval(
+            "UPDATE agent SET pause = $3, pause_note = $4 WHERE team_id = $1 AND id = $2 RETURNING id",
+            team_id,
+            agent_id,
+            pause,
+            note,
+        )
+        if changed is None:
+            return False
+        await c.fetch(_SESSION, agent_id)
+        await c.fetch(_LOCK_SLOTS, agent_id)
+        await c.execute(_OPEN_SLOTS, agent_id, pause is None)
+    return True
+
+
+async def offer_anew(database: Database, team_id: UUID, labels: Sequence[str]) -> int:
+    """After a commit whose requirement names new `labels`: agents with them offer them. Returns how many slots."""
+    async with database.hot.transaction() as c:
+        await c.execute(_OWN_LABELS, str(team_id))
+        await c.execute(_MAKE_OFFERS, team_id, list(labels))
+        changed = await c.fetch(_CHANGE_OFFERS, team_id, list(labels))
+    return len(changed)
+
+
+def _beats(session: Record, within: float) -> bool:
+    return bool(session["alive"] and not session["left"] and session["silent"] < within)
+
+
+def _slot_of(row: Record) -> tuple[UUID, int, UUID, int]:
+    return row["agent_id"], row["no"], row["task_id"], row["lease_no"]
+
+
+def _lease(row: Record) -> Lease:
+    return Lease(row["task_id"], row["agent_id"], row["lease_no"], row["attempt"])
+
+
+async def _register(c: Connection, hello: Hello) -> Record | None:
+    told = (list(hello.labels), hello.facts, hello.slots, hello.version, hello.credential_id)
+    if hello.agent_id is None:
+        found: Record | None = await c.fetchrow(_NEW_AGENT, hello.team_id, hello.name, *told, hello.secret_hash)
+    else:
+        found = await c.fetchrow(_TELL_AGENT, hello.team_id, hello.agent_id, *told)
+    return found
+
+
+async def _rebind(c: Connection, held: Sequence[Record], holding: Sequence[Lease], session_no: int) -> None:
+    """Living leases go on under the new session; slots of leases that are over and not held are free."""
+    given = {(lease.task_id, lease.number) for lease in holding}
+    over = [r["no"] for r in held if r["state"] is None and (r["task_id"], r["lease_no"]) not in given]
+    living = [r["task_id"] for r in held if r["state"] is not None]
+    if living:
+        await c.execute("UPDATE task_live SET session_no = $2 WHERE task_id = ANY($1::uuid[])", living, session_no)
+    if over:
+        await c.execute(_FREE_SLOTS, held[0]["agent_id"], over)
+
+
+async def _size_slots(c: Connection, hello: Hello, agent_id: UUID, session_no: int, *, opens: bool) -> None:
+    offered = await c.fetchval(_NARROWED, hello.team_id, list(hello.labels))
+    await c.execute(
+        "INSERT INTO offer (team_id, labels) VALUES ($1, $2) ON CONFLICT DO NOTHING", hello.team_id, offered
+    )
+    offer_id = await c.fetchval("SELECT id FROM offer WHERE team_id = $1 AND labels = $2", hello.team_id, offered)
+    await c.execute(_KEEP_SLOTS, agent_id, session_no, offer_id, opens, hello.slots)
+    await c.execute(_ADD_SLOTS, agent_id, session_no, offer_id, opens, hello.slots, hello.team_id)
+    await c.execute("DELETE FROM slot WHERE agent_id = $1 AND no > $2 AND task_id IS NULL", agent_id, hello.slots)
+
+
+_SHARE_LABELS = "SELECT pg_advisory_xact_lock_shared(hashtext('runyard offers'), hashtext($1))"
+_OWN_LABELS = "SELECT pg_advisory_xact_lock(hashtext('runyard offers'), hashtext($1))"
+
+_NEW_AGENT = """
+INSERT INTO agent (team_id, name, labels, facts, slots, version, credential_id, secret_hash)
+VALUES ($1, $2, $3::text[], $4::jsonb, $5, $6, $7, $8) ON CONFLICT (team_id, name) DO NOTHING RETURNING id, pause
+"""
+_TELL_AGENT = """
+UPDATE agent SET labels = $3::text[], facts = $4::jsonb, slots = $5, version = $6, credential_id = $7,
+  connected_at = app_now() WHERE team_id = $1 AND id = $2 RETURNING id, pause
+"""
+_SESSION = """
+SELECT session_no, instance_id, alive, left_at IS NOT NULL AS left, extract(epoch FROM app_now() - seen_at) AS silent,
+  coalesce(suspect_until > app_now(), false) AS suspect
+FROM agent_session WHERE agent_id = $1 FOR NO KEY UPDATE
+"""
+_BEGIN = """
+INSERT INTO agent_session AS s (agent_id, team_id, session_no, instance_id, alive, seen_at, replica, slots)
+VALUES ($1, $2, 1, $3, true, app_now(), $4, $5)
+ON CONFLICT (agent_id) DO UPDATE SET session_no = s.session_no + 1, instance_id = excluded.instance_id, alive = true,
+  seen_at = excluded.seen_at, left_at = NULL, replica = excluded.replica, slots = excluded.slots,
+  misses = CASE WHEN $6 THEN s.misses ELSE 0 END, suspect_until = CASE WHEN $6 THEN s.suspect_until END
+RETURNING session_no
+"""
+_LOCK_SLOTS = "SELECT no FROM slot WHERE agent_id = $1 ORDER BY no FOR NO KEY UPDATE"
+
+_HELD = """
+WITH s AS MATERIALIZED (
+  SELECT agent_id, no, task_id, lease_no, attempt FROM slot WHERE agent_id = $1 AND task_id IS NOT NULL
+),
+l AS MATERIALIZED (
+  SELECT l.task_id, l.state FROM s JOIN task_live l ON l.task_id = s.task_id
+  WHERE l.lease_no = s.lease_no AND l.agent_id = s.agent_id AND l.state = ANY($2::text[])
+  ORDER BY l.task_id FOR NO KEY UPDATE OF l
+)
+SELECT s.*, l.state FROM s LEFT JOIN l ON l.task_id = s.task_id ORDER BY s.no
+"""
+_FREE_SLOTS = """
+UPDATE slot SET task_id = NULL, lease_no = NULL, since = NULL, acked_at = NULL, deadline_at = NULL
+WHERE agent_id = $1 AND no = ANY($2::int[])
+"""
+_KEEP_SLOTS = """
+UPDATE slot SET session_no = $2, offer_id = $3, open = $4 AND no <= $5,
+  since = CASE WHEN task_id IS NOT NULL AND acked_at IS NULL THEN app_now() ELSE since END
+WHERE agent_id = $1
+"""
+_ADD_SLOTS = """
+INSERT INTO slot (agent_id, no, team_id, offer_id, open, session_no)
+SELECT $1, no, $6, $3, $4, $2 FROM generate_series(1, $5::int) AS no ON CONFLICT DO NOTHING
+"""
+_OPEN_SLOTS = """
+UPDATE slot s SET open = $2 AND x.alive AND s.no <= x.slots AND coalesce(x.suspect_until < app_now(), true)
+FROM agent_session x WHERE x.agent_id = $1 AND s.agent_id = $1
+"""
+_LEAVE = """
+UPDATE agent_session SET left_at = app_now() WHERE agent_id = $1 AND session_no = $2 AND alive RETURNING agent_id
+"""
+_NARROWED = """
+SELECT ARRAY(SELECT DISTINCT label COLLATE "C" FROM requirement r, unnest(r.labels) AS label
+  WHERE r.team_id = $1 AND label = ANY($2::text[]) ORDER BY 1)
+"""
+_OFFERED = """
+WITH named AS MATERIALIZED (
+  SELECT DISTINCT label FROM requirement r, unnest(r.labels) AS label WHERE r.team_id = $1
+),
+o AS MATERIALIZED (
+  SELECT a.id AS agent_id, ARRAY(SELECT label COLLATE "C" FROM named WHERE label = ANY(a.labels) ORDER BY 1) AS labels
+  FROM agent a WHERE a.team_id = $1 AND a.labels && $2::text[]
+)
+"""
+_MAKE_OFFERS = f"""{_OFFERED}
+INSERT INTO offer (team_id, labels) SELECT DISTINCT $1::uuid, labels FROM o ORDER BY 2 ON CONFLICT DO NOTHING
+"""
+_CHANGE_OFFERS = f"""{_OFFERED},
+s AS MATERIALIZED (
+  SELECT s.agent_id, s.no, f.id FROM slot s JOIN o ON o.agent_id = s.agent_id
+  JOIN offer f ON f.team_id = $1 AND f.labels = o.labels
+  ORDER BY s.agent_id, s.no FOR NO KEY UPDATE OF s
+)
+UPDATE slot v SET offer_id = s.id FROM s
+WHERE v.agent_id = s.agent_id AND v.no = s.no AND v.offer_id <> s.id RETURNING v.agent_id
+"""
