@@ -202,8 +202,8 @@ class _Query:
         live = [str(state) for state in self._states if state not in TERMINAL]
         if live:
             parts.append(self._live(live))
-        if not parts:
-            return "SELECT NULL::uuid AS id WHERE false"
+        if not parts:  # no state at all is what no task is in
+            return f"SELECT t.id FROM task t WHERE false AND {self.where()}"
         return self._newest(f"SELECT id FROM ({' UNION ALL '.join(parts)}) parts", "id")
 
     def _narrow(self, wanted: TaskFilter) -> None:

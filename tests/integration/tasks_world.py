@@ -65,18 +65,17 @@ class World:
         return await self.tasks.submit(viewer or self.owner, self.team, Submit(**given))
 
     async def offer(self, slots: int = 1) -> None:
-        """Give the agent free slots that fit the workflow; no scheduler is told of them."""
+        """Give the agent free slots that fit the workflow, once all is submitted: no scheduler is told of them."""
         await database.rows(_OFFER, self.team, ["gpu"])
         await database.rows(_AGENT, self.agent_id, self.team, f"agent-{self.agent_id}", slots)
         await database.rows(_SESSION, self.agent_id, self.team, slots)
         await database.rows(_SLOTS, self.agent_id, self.team, slots)
 
     async def run(self, task: TaskRecord) -> Fenced:
-        """Place the task in the agent's first free slot and acknowledge it."""
-        rows = await database.rows(_READY, task.id, self.agent_id)
-        (placed,) = await self.db.hot.place(
-            [Planned(task.id, rows[0]["lane_id"], rows[0]["rank"], self.agent_id, rows[0]["no"])]
-        )
+        """Place a waiting task in the agent's first free slot and acknowledge it."""
+        (row,) = await database.rows(_READY, task.id, self.agent_id)
+        plan = Planned(task.id, row["lane_id"], row["rank"], self.agent_id, row["no"])
+        (placed,) = await self.db.hot.place([plan])
         held = Fenced(lease=Lease(task.id, self.agent_id, placed.lease_no, 1), session_no=1)
         (answer,) = await self.db.hot.acknowledge([held])
         assert answer.fence is Fence.ACCEPTED
@@ -84,17 +83,9 @@ class World:
 
     async def report(self, held: Fenced, *lines: str, number: int = 1, progress: dict[str, Any] | None = None) -> None:
         body = {"v": 1, "attempt": 1, "stream": "stdout", "level": "info", "firstLine": 1, "lines": list(lines)}
-        (answer,) = await self.db.hot.report(
-            [
-                Report(
-                    lease=held.lease,
-                    session_no=1,
-                    number=number,
-                    events=(("log", body),) if lines else (),
-                    progress=progress,
-                )
-            ]
-        )
+        events = (("log", body),) if lines else ()
+        report = Report(lease=held.lease, session_no=1, number=number, events=events, progress=progress)
+        (answer,) = await self.db.hot.report([report])
         assert answer.fence is Fence.ACCEPTED
 
     async def finish(self, held: Fenced, *, number: int = 1, **outcome: Any) -> TaskState | None:
@@ -151,7 +142,8 @@ VALUES ($1, $2, 1, 'i', true, app_now(), 'r', $3) RETURNING agent_id
 """
 _SLOTS = """
 INSERT INTO slot (agent_id, no, team_id, offer_id, open, session_no)
-SELECT $1, no, $2, (SELECT max(id) FROM offer WHERE team_id = $2), true, 1 FROM generate_series(1, $3::int) no RETURNING no
+SELECT $1, no, $2, (SELECT max(id) FROM offer WHERE team_id = $2), true, 1 FROM generate_series(1, $3::int) no
+RETURNING no
 """
 _READY = """
 SELECT r.lane_id, r.rank, (SELECT min(no) FROM slot WHERE agent_id = $2 AND task_id IS NULL) AS no

@@ -39,18 +39,16 @@ async def http(world: World) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_the_log_is_a_plain_text_download_that_nothing_runs(world: World, http: httpx.AsyncClient) -> None:
-    await world.offer()
     task = await world.submit()
+    await world.offer()
     await world.report(await world.run(task), "<script>alert(1)</script>", "second")
 
     for headers in ({"authorization": "Bearer rs-owner"}, {"cookie": "runyard=rs-owner"}):
         answer = await http.get(f"/api/v1/r/tasks/{task.id}/log", headers=headers)
 
         assert answer.status_code == 200
-        assert [line.split(maxsplit=2)[2] for line in answer.text.splitlines()] == [
-            "<script>alert(1)</script>",
-            "second",
-        ]
+        lines = [line.split(maxsplit=2)[2] for line in answer.text.splitlines()]
+        assert lines == ["<script>alert(1)</script>", "second"]
         assert answer.headers["content-type"] == "text/plain; charset=utf-8"
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["content-disposition"] == f'attachment; filename="task_{task.id}.log"'
