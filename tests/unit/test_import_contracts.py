@@ -1,4 +1,4 @@
-"""The import contracts catch what they are for: every planted fault is found, and nothing else is."""
+"""The import contracts catch what they are for: every planted fault is found."""
 
 import shutil
 import subprocess
@@ -63,13 +63,6 @@ def test_a_planted_fault_is_found(said: str, file: str, module: str, contract: s
 
 def test_a_planted_cycle_is_found(said: str) -> None:
     assert "planted_" in section(said, "No cycles anywhere")
-
-
-def test_nothing_else_is_found(said: str) -> None:
-    found = {line.strip() for line in said.splitlines() if " -> " in line and "app." in line}
-
-    assert found
-    assert [line for line in found if "planted" not in line] == []
 
 
 def section(said: str, contract: str) -> str:
