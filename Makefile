@@ -38,7 +38,7 @@ check: $(VENV)/.test ## format, lint, types, import contracts, drift of schema a
 	@failed=; for step in \
 		"ruff format --check --quiet ." \
 		"ruff check --quiet ." \
-		"mypy" \
+		"mypy app tests docs $(wildcard bench)" \
 		"lint-imports --no-logo" \
 		"runyard schema --check schema.graphql" \
 		"python -m tests.drift"; \
