@@ -34,13 +34,14 @@ demo: $(VENV)/.server ## run a server, an agent and the example workflow; ONCE=1
 test: $(VENV)/.test ## run all tests on real servers that they start; ARGS="..." goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(VENV)/.test ## format, lint, types, import contracts, drift of schema and migrations
+check: $(VENV)/.test ## format, lint, types, import contracts, drift of schema, docs and migrations
 	@failed=; for step in \
 		"ruff format --check --quiet ." \
 		"ruff check --quiet ." \
 		"mypy app tests docs $(wildcard bench)" \
 		"lint-imports --no-logo" \
 		"runyard schema --check schema.graphql" \
+		"python -m docs --check" \
 		"python -m tests.drift"; \
 	do echo "== $$step"; $(BIN)/$$step || failed="$$failed, $$step"; done; \
 	test -z "$$failed" || { echo "failed: $${failed#, }" >&2; exit 1; }
