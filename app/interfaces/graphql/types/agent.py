@@ -11,6 +11,7 @@ from app.domain.ids import Kind
 from app.interfaces.graphql.context import Context, Info
 from app.interfaces.graphql.declare import attribute, enum, field, global_id, object_type
 from app.interfaces.graphql.nodes import Node
+from app.interfaces.graphql.paging import Connection, connection
 from app.services import agents as service
 from app.services.agents import AgentState
 
@@ -72,6 +73,19 @@ def agent(record: service.AgentRecord) -> Agent:
         connected_at=record.connected_at,
         last_seen_at=record.seen_at,
         running=record.running,
+    )
+
+
+async def team_agents(info: Info, team_id: UUID, *, first: int, after: str | None) -> Connection[Agent]:
+    """A page of a team's agents, for `Team.agents`."""
+    agents, viewer = info.context.services.agents, info.context.viewer
+    return await connection(
+        lambda limit, key: agents.page(viewer, team_id, limit=limit, after=key),
+        lambda: agents.count(viewer, team_id),
+        first=first,
+        after=after,
+        id_of=lambda record: record.id,
+        of=agent,
     )
 
 

@@ -13,10 +13,14 @@ from app.interfaces.graphql.context import Context, Info
 from app.interfaces.graphql.declare import argument, attribute, field, global_id, object_type
 from app.interfaces.graphql.nodes import Node
 from app.interfaces.graphql.paging import DEFAULT_FIRST, After, Connection, First, connection
+from app.interfaces.graphql.types.agent import Agent, team_agents
 from app.interfaces.graphql.types.credential import Credential, credential
 from app.interfaces.graphql.types.invitation import Invitation, invitation
 from app.interfaces.graphql.types.member import Member, member
+from app.interfaces.graphql.types.output import Output, team_outputs
 from app.interfaces.graphql.types.role import Role
+from app.interfaces.graphql.types.task import Task, TaskFilterInput, team_tasks
+from app.interfaces.graphql.types.workflow import Workflow, WorkflowFilterInput, team_workflows
 from app.services.access import Permission, Viewer
 
 
@@ -29,6 +33,38 @@ class Team(Node):
     role: Role | None = attribute("The caller's role in it; null for a key, which has scopes instead.")
     created_at: datetime = attribute("When it was founded.")
     row_id: strawberry.Private[UUID]
+
+    @field(Permission.READ)
+    async def workflows(
+        self,
+        info: Info,
+        filter: Annotated[WorkflowFilterInput | None, argument("Only some of them.")] = None,
+        first: First = DEFAULT_FIRST,
+        after: After = None,
+    ) -> Connection[Workflow]:
+        """The team's workflows, the newest first."""
+        return await team_workflows(info, self.row_id, filter, first=first, after=after)
+
+    @field(Permission.READ)
+    async def tasks(
+        self,
+        info: Info,
+        filter: Annotated[TaskFilterInput | None, argument("Only some of them.")] = None,
+        first: First = DEFAULT_FIRST,
+        after: After = None,
+    ) -> Connection[Task]:
+        """The team's tasks, the newest first."""
+        return await team_tasks(info, self.row_id, filter, first=first, after=after)
+
+    @field(Permission.READ)
+    async def agents(self, info: Info, first: First = DEFAULT_FIRST, after: After = None) -> Connection[Agent]:
+        """The team's agents, in the order in which they first came, offline ones too."""
+        return await team_agents(info, self.row_id, first=first, after=after)
+
+    @field(Permission.READ)
+    async def outputs(self, info: Info, first: First = DEFAULT_FIRST, after: After = None) -> Connection[Output]:
+        """The files that the team's tasks produced, the newest first."""
+        return await team_outputs(info, self.row_id, first=first, after=after)
 
     @field(Permission.READ)
     async def members(self, info: Info, first: First = DEFAULT_FIRST, after: After = None) -> Connection[Member]:
