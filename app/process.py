@@ -9,6 +9,7 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -56,6 +57,16 @@ class Running:
             await asyncio.gather(mine, asked, return_exceptions=True)
 
 
+async def serve(settings: Settings) -> None:
+    """Serve until asked to stop; the first time, say how the owner signs in."""
+    async with serving(settings) as running:
+        log.info("serving", extra={"address": running.url})
+        if (link := await running.app.first_run_link()) is not None:
+            sys.stdout.write(f"\n  No user yet. Make the owner, within a day, by this one-time link:\n\n    {link}\n\n")
+            sys.stdout.flush()
+        await running.until_end()
+
+
 @contextlib.asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[Running]:
     """An open App behind a listening server, with its loops and signal handlers; all of it ends with the context."""
@@ -68,6 +79,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             server = _Server(_config(app, settings))
             parts = [asyncio.create_task(server.serve(sockets=[listener]), name="server")]
             parts += [asyncio.create_task(loop.run(), name=loop.name) for loop in app.loops]
+            parts += [asyncio.create_task(_wait(app.broken), name="embedded servers")]
             try:
                 await _answers(server, parts[0])
                 yield Running(app, settings.public_url, parts, stop)
@@ -128,6 +140,10 @@ async def _answers(server: uvicorn.Server, part: "asyncio.Task[None]") -> None:
             await part
             raise RuntimeError("the server ended before it answered")
         await asyncio.sleep(0.01)
+
+
+async def _wait(broken: "asyncio.Future[None]") -> None:
+    await broken
 
 
 async def _end(parts: "Sequence[asyncio.Task[None]]") -> None:

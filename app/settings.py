@@ -85,10 +85,11 @@ class Settings(BaseSettings):
     # Sizes.
     max_upload: int = Field(5 * 2**30, ge=1, description="Bytes of one input file at most.")
     max_output: int = Field(100 * 2**30, ge=1, description="Bytes of one output at most.")
+    max_task_outputs: int = Field(1024 * 2**30, ge=1, description="Bytes of all outputs of one task at most.")
     database_connections: int = Field(12, ge=4, le=500, description="Connections to PostgreSQL of one process at most.")
 
     # What it shows and says.
-    introspection: Literal["signed_in", "open", "closed"] = Field(
+    introspection: Literal["signed_in", "everyone", "nobody"] = Field(
         "signed_in", description="Who may read the schema through introspection."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")

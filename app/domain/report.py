@@ -1,7 +1,7 @@
 """What an agent says, made safe to keep: sizes cut, characters that cannot be stored replaced, unknown fields dropped.
 
-Nothing here refuses: a report that is odd in one place must not lose the rest. An agent's words stay text for people; they
-never become paths, markup or state.
+Nothing here refuses: a report that is odd in one place must not lose the rest. An agent's words stay text for people;
+they never become paths, markup or state.
 """
 
 import math

@@ -106,3 +106,11 @@ async def forget() -> int:
         f"DELETE FROM idempotency_record WHERE created_at <= app_now() - interval '{_KEPT}' RETURNING id"
     )
     return len(rows)
+
+
+async def forget_submits(open_database: database.Database) -> int:
+    """The same for the keys of submits, which the hot statements keep in a table of their own."""
+    return len(await open_database.fetch(_FORGET_SUBMITS))
+
+
+_FORGET_SUBMITS = f"DELETE FROM idempotency WHERE at <= app_now() - interval '{_KEPT}' RETURNING key"

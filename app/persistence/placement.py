@@ -147,8 +147,8 @@ CROSS JOIN LATERAL (
 """
 
 _HOLDING = """
-SELECT t.submitter_id, count(*)::int AS slots FROM slot s JOIN task t ON t.id = s.task_id
-WHERE s.team_id = $1 AND s.task_id IS NOT NULL GROUP BY t.submitter_id
+SELECT l.submitter_id, count(*)::int AS slots FROM lane l JOIN slot s ON s.lane_id = l.id AND s.task_id IS NOT NULL
+WHERE l.team_id = $1 GROUP BY l.submitter_id
 """
 
 # One row for the session itself, so that "nothing to do" and "session over" are told apart.

@@ -142,6 +142,10 @@ SYSTEM_VERBS: frozenset[str] = frozenset(
         "OutputService.preview_url",
         # Loops, for all teams.
         "FeedService.poll",
+        "HousekeepingService.forget",
+        "HousekeepingService.partition",
+        "LeaseService.reclaim",
+        "LeaseService.wake",
         "UploadService.collect",
     }
 )

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from uuid import UUID
 
-from app.persistence.agents import AgentReads, AgentRecord
+from app.persistence.agents import AgentReads
+from app.persistence.agents import AgentRecord as AgentRecord
 from app.services.access import Permission, Viewer
 
 

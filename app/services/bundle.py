@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.services.accounts import AccountService
 from app.services.agents import AgentService
+from app.services.connections import ConnectionService
 from app.services.credentials import CredentialService
 from app.services.dispatch import DispatchService
 from app.services.feed import FeedService
@@ -23,6 +24,7 @@ class Services:
 
     accounts: AccountService
     agents: AgentService
+    connections: ConnectionService
     credentials: CredentialService
     dispatch: DispatchService
     feed: FeedService

@@ -1,1 +1,1 @@
-"""The agents' contract, at /agent/graphql."""
+"""The agents' contract at `/agent/graphql`: its schema is `app/agent/schema.graphql`, and agent keys alone open it."""

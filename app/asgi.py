@@ -1,0 +1,67 @@
+"""Routes over an already open App: no lifespan, no decisions."""
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.interfaces.agents.endpoint import agents_endpoint
+from app.interfaces.auth import Authentication
+from app.interfaces.engine.site import Site
+from app.interfaces.graphql.endpoint import Introspection, graphql_endpoint
+from app.interfaces.rest.files import file_routes
+from app.interfaces.rest.logs import log_routes
+from app.interfaces.web import pages
+from app.wiring import App
+
+GRAPHQL = "/graphql"
+AGENTS = "/agent/graphql"
+
+
+def create_asgi(app: App) -> ASGIApp:
+    """The whole HTTP and WebSocket surface of one process."""
+    settings, services = app.settings, app.services
+    site = Site(settings.public_url)
+    authentication = Authentication(by_session=services.accounts.authenticate, by_key=services.credentials.authenticate)
+    routes: list[BaseRoute] = [Route("/healthz", _alive), *pages.routes]
+    routes += log_routes(services.tasks, authentication, cookie_name=site.cookie_name)
+    if app.files is not None:
+        routes += file_routes(app.files, origins=sorted(settings.origins))
+    graphql = graphql_endpoint(
+        services,
+        authentication,
+        site=site,
+        origins=settings.origins,
+        introspection=Introspection(settings.introspection),
+    )
+    agents = agents_endpoint(services, authentication, keys=app.agent_keys)
+    return _Doors({GRAPHQL: _PageOr(graphql), AGENTS: agents}, Starlette(routes=routes))
+
+
+class _Doors:
+    """The two GraphQL endpoints by their exact paths, for HTTP and WebSocket alike; everything else is routed."""
+
+    def __init__(self, doors: dict[str, ASGIApp], rest: ASGIApp) -> None:
+        self._doors = doors
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._doors.get(scope["path"], self._rest)(scope, receive, send)
+
+
+class _PageOr:
+    """The explorer for a browser's address bar, the API for everybody else."""
+
+    def __init__(self, api: ASGIApp) -> None:
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "GET" and pages.wants_page(Request(scope).headers):
+            await (await pages.explorer(Request(scope)))(scope, receive, send)
+        else:
+            await self._api(scope, receive, send)
+
+
+async def _alive(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})

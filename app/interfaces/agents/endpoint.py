@@ -1,0 +1,63 @@
+"""`/agent/graphql`: the agents' schema over one WebSocket, or by HTTP with orders as server-sent events."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.domain.errors import BadRequest
+from app.interfaces.agents import schema
+from app.interfaces.agents.context import AgentContext, connection_of
+from app.interfaces.agents.passes import Passes
+from app.interfaces.auth import Authentication
+from app.interfaces.engine.endpoint import Endpoint
+from app.interfaces.engine.engine import Operation
+from app.interfaces.engine.limits import MIB, Limits
+from app.interfaces.engine.request import Credentials, Exchange
+from app.services.access import AgentIdentity
+from app.services.bundle import Services
+
+LIMITS = Limits(
+    body=2 * MIB, message=2 * MIB, depth=5, aliases=0, root_fields=1, directives=0, documents=64, recheck=10.0
+)
+"""An agent's operations have one root field each. What comes in is larger than from a browser: an order carries
+parameters of up to 1 MiB, and so may a report."""
+
+
+def agents_endpoint(
+    services: Services, authentication: Authentication, *, keys: Sequence[bytes], limits: Limits = LIMITS
+) -> Endpoint:
+    """The ASGI application of `/agent/graphql`; `keys` sign what an agent by HTTP is recognised by, the first mints."""
+    interface = AgentsInterface(services=services, authentication=authentication, passes=Passes(keys), limits=limits)
+    return Endpoint(schema.build(), interface)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentsInterface:
+    """What the engine is told about callers of `/agent/graphql`."""
+
+    services: Services
+    authentication: Authentication
+    passes: Passes
+    limits: Limits
+    cookie_name: str | None = None
+    origins: frozenset[str] = frozenset()
+    event_streams: bool = True
+
+    async def identify(self, credentials: Credentials) -> AgentIdentity:
+        return await self.authentication.agent(credentials.authorization)
+
+    def admit(self, operation: Operation, caller: AgentIdentity) -> None:
+        """Refuse introspection: the contract is published as a file."""
+        if operation.document.introspects:
+            raise BadRequest("introspection is closed here; the contract is published as schema.graphql of the agent")
+
+    def admit_socket(self, caller: AgentIdentity) -> None:
+        """Every agent key may keep a socket."""
+
+    def context(self, caller: AgentIdentity, exchange: Exchange) -> AgentContext:
+        return AgentContext(services=self.services, identity=caller, exchange=exchange, passes=self.passes)
+
+    async def left(self, exchange: Exchange) -> None:
+        """Tell that the agent of this socket is gone; what it holds stays its own while its session lasts."""
+        agent = connection_of(exchange)
+        if agent is not None:
+            await self.services.connections.leave(agent)

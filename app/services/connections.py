@@ -1,0 +1,296 @@
+"""Agents' connections: who may be which agent, what each one is to do, and what it forgot.
+
+    connect -> orders .. beat(holding) .. -> gone
+
+Orders are level-triggered: they are read from the slots, on connect, on each hint and when a poll finds something else
+there; a connection is sent what it has not been told yet. Invariants:
+
+1. An agent is (team, name). Its first connect returns a secret that later ones need; labels and slots are claims that
+   its key bounds.
+2. A lease that the agent no longer holds for `forgotten` seconds is lost; a token that the server no longer knows is
+   dropped by the agent. So neither side keeps alive what the other has let go.
+"""
+
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+from app.domain import lease as tokens
+from app.domain.agent import Introduction, check_introduction
+from app.domain.errors import AgentTaken, Forbidden, LeaseLost, NotFound
+from app.domain.events import Batch
+from app.domain.lease import Lease
+from app.persistence import sessions
+from app.persistence.database import Database
+from app.persistence.hot import Reclaimed
+from app.persistence.placement import Order, PlacementReads
+from app.persistence.sessions import Hello, KnownAgent, NameKnown, Taken
+from app.services.access import AgentIdentity
+from app.services.dispatch import AgentConnection
+from app.services.feed import FeedService
+from app.services.feed_publisher import FeedPublisher
+from app.services.scheduler import Scheduler
+from app.services.uploads import TaskInput, UploadService
+from app.services.workflows import WorkflowService
+
+log = logging.getLogger(__name__)
+
+COMPARE_EVERY = 30.0  # seconds between two looks at what an agent holds that says nothing surprising
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """A new session. `secret` comes once, on the first connect of a name; times are in seconds."""
+
+    connection: AgentConnection
+    keep: tuple[str, ...]
+    drop: tuple[str, ...]
+    lease: float
+    beat: float
+    secret: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assign:
+    """Run a task: acknowledge first, download inputs then."""
+
+    token: str
+    task_id: UUID
+    attempt: int
+    workflow: str
+    runtime: str
+    definition: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+    inputs: Sequence[TaskInput]
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Stop a task whose lease is over, then release its token."""
+
+    token: str
+    grace: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentTimes:
+    """In seconds: between beats, from a cancel to the kill, and until a lease that an agent does not hold is lost."""
+
+    beat: float = 5.0
+    grace: float = 10.0
+    forgotten: float = 10.0
+
+
+@dataclass(slots=True)
+class _Known:
+    """What this process remembers of one connection."""
+
+    holding: frozenset[str] = frozenset()
+    compared_at: float = 0.0
+    missing_since: dict[Lease, float] = field(default_factory=dict)
+
+
+class ConnectionService:
+    """For agents alone; its methods take the key's identity or the connection that it opened."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        placement: PlacementReads,
+        feed: FeedService,
+        publisher: FeedPublisher,
+        scheduler: Scheduler,
+        workflows: WorkflowService,
+        uploads: UploadService,
+        token_keys: Sequence[bytes],
+        replica: str,
+        times: AgentTimes,
+    ) -> None:
+        self._database = database
+        self._placement = placement
+        self._feed = feed
+        self._publisher = publisher
+        self._scheduler = scheduler
+        self._workflows = workflows
+        self._uploads = uploads
+        self._keys = token_keys
+        self._replica = replica
+        self._times = times
+        self._known: dict[tuple[UUID, int], _Known] = {}
+
+    async def connect(self, identity: AgentIdentity, introduction: Introduction) -> Welcome:
+        """Begin a session of the agent with this name; idempotent for an instance.
+
+        Raises `AgentTaken` while another process of the name beats, `Forbidden` for a wrong secret or what the key does
+        not allow, `InvalidInput` with every fault.
+        """
+        checked = check_introduction(introduction, labels=identity.labels, max_slots=identity.max_slots)
+        for _ in range(2):  # again where another first connect took the name meanwhile
+            known = await sessions.find_agent(self._database, identity.team_id, checked.name)
+            secret = secrets.token_urlsafe(32) if known is None else None
+            hello = self._hello(identity, checked, known, secret)
+            answer = await sessions.connect(self._database, hello)
+            if not isinstance(answer, NameKnown):
+                break
+        if isinstance(answer, Taken):
+            wait = answer.retry_after
+            raise AgentTaken(f"another process is {checked.name!r} and gives signs of life", retry_after=wait)
+        if isinstance(answer, NameKnown):
+            raise Forbidden(f"the name {checked.name!r} was taken by another agent: its secret is needed")
+        connection = AgentConnection(identity=identity, agent_id=answer.agent_id, session_no=answer.session_no)
+        self._tell_reclaimed(answer.reclaimed)
+        self._scheduler.freed(identity.team_id, answer.agent_id)
+        self._publisher.agents_changed(identity.team_id, answer.agent_id)
+        given = self._held(introduction.holding)
+        kept = {(lease.task_id, lease.number) for lease in answer.keep}
+        return Welcome(
+            connection=connection,
+            keep=tuple(token for token, lease in given.items() if lease and (lease.task_id, lease.number) in kept),
+            drop=tuple(t for t, lease in given.items() if not lease or (lease.task_id, lease.number) not in kept),
+            lease=self._database.hot.timings.lease,
+            beat=self._times.beat,
+            secret=secret,
+        )
+
+    async def orders(self, agent: AgentConnection) -> AsyncGenerator[list[Assign | Cancel], None]:
+        """What the agent has not been told on this connection, at once and whenever it changes, for ever.
+
+        Raises `LeaseLost` once another connection has taken over.
+        """
+        told: set[tuple[UUID, int, bool]] = set()
+        async with aclosing(self._feed.watch_agent(agent.team_id, agent.agent_id)) as looks:
+            async for _ in looks:
+                if fresh := [order for order in await self._read(agent) if _state(order) not in told]:
+                    told |= {_state(order) for order in fresh}
+                    yield [order for each in fresh if (order := await self._order(agent, each)) is not None]
+
+    async def beat(self, agent: AgentConnection, holding: Sequence[str]) -> list[str]:
+        """A sign of life; returns the tokens to drop. Raises `LeaseLost` where the session is over."""
+        if not await self._database.batched.beat(agent.agent_id, agent.session_no):
+            raise LeaseLost(f"session {agent.session_no} of this agent is over: connect again")
+        known = self._known.setdefault((agent.agent_id, agent.session_no), _Known())
+        now = time.monotonic()
+        if known.missing_since or known.holding != set(holding) or now - known.compared_at > COMPARE_EVERY:
+            known.holding, known.compared_at = frozenset(holding), now
+            return await self._compare(agent, holding, known, now)
+        return []
+
+    async def leave(self, agent: AgentConnection) -> None:
+        """The connection has ended; its leases live on until the session falls silent."""
+        self._known.pop((agent.agent_id, agent.session_no), None)
+        await sessions.leave(self._database, agent.agent_id, agent.session_no)
+
+    async def _compare(self, agent: AgentConnection, holding: Sequence[str], known: _Known, now: float) -> list[str]:
+        orders = await self._read(agent)
+        living = {(order.task_id, order.lease_no): order for order in orders if order.alive}
+        held = self._held(holding)
+        places = {(lease.task_id, lease.number) for lease in held.values() if lease}
+        missing = [
+            Lease(order.task_id, agent.agent_id, order.lease_no, order.attempt)
+            for place, order in living.items()
+            if order.acknowledged and place not in places
+        ]
+        known.missing_since = {lease: known.missing_since.get(lease, now) for lease in missing}
+        forgotten = [lease for lease, since in known.missing_since.items() if now - since >= self._times.forgotten]
+        if forgotten:
+            self._tell_reclaimed(await self._database.hot.reclaim(forgotten, cause="forgotten"))
+        return [token for token, lease in held.items() if not lease or (lease.task_id, lease.number) not in living]
+
+    async def _read(self, agent: AgentConnection) -> Sequence[Order]:
+        orders = await self._placement.orders(agent.agent_id, agent.session_no)
+        if orders is None:
+            raise LeaseLost(f"session {agent.session_no} of this agent is over: connect again")
+        return orders
+
+    async def _order(self, agent: AgentConnection, order: Order) -> Assign | Cancel | None:
+        token = tokens.mint(Lease(order.task_id, agent.agent_id, order.lease_no, order.attempt), self._keys[0])
+        if not order.alive:
+            return Cancel(token=token, grace=self._times.grace)
+        if order.acknowledged:
+            return None
+        version = await self._workflows.frozen(order.workflow_id, order.version)
+        return Assign(
+            token=token,
+            task_id=order.task_id,
+            attempt=order.attempt,
+            workflow=order.slug,
+            runtime=version.plan.runtime,
+            definition=version.plan.definition,
+            parameters=order.parameters,
+            inputs=await self._inputs(agent, version.plan.parameters, order),
+            timeout=order.timeout,
+        )
+
+    async def _inputs(self, agent: AgentConnection, definitions: Any, order: Order) -> Sequence[TaskInput]:
+        try:
+            return await self._uploads.inputs(agent.team_id, definitions, order.parameters)
+        except NotFound as gone:
+            # The agent finds the parameter without its file and says so: the task fails with its reason.
+            log.warning("input files are gone", extra={"task": str(order.task_id), "cause": gone.message})
+            return ()
+
+    def _hello(
+        self, identity: AgentIdentity, checked: Introduction, known: KnownAgent | None, secret: str | None
+    ) -> Hello:
+        if known is not None and not _proves(checked.secret, known.secret_hash):
+            raise Forbidden(f"the name {checked.name!r} is known: expected its secret, found another or none")
+        return Hello(
+            team_id=identity.team_id,
+            name=checked.name,
+            agent_id=known.id if known else None,
+            secret_hash=known.secret_hash if known else _hashed(secret or ""),
+            credential_id=identity.credential_id,
+            instance_id=checked.instance_id,
+            labels=tuple(checked.labels),
+            facts=dict(checked.facts),
+            slots=checked.slots,
+            version=checked.version,
+            replica=self._replica,
+            holding=tuple(lease for lease in self._held(checked.holding).values() if lease),
+        )
+
+    def _held(self, holding: Sequence[str]) -> dict[str, Lease | None]:
+        """Each token with the lease that it proves; None for what is no token of ours."""
+        return {token: _lease(token, self._keys) for token in holding}
+
+    def _tell_reclaimed(self, reclaimed: Sequence[Reclaimed]) -> None:
+        tell_reclaimed(reclaimed, self._publisher, self._scheduler, self._database.log_epoch)
+
+
+def tell_reclaimed(reclaimed: Sequence[Reclaimed], publisher: FeedPublisher, scheduler: Scheduler, epoch: int) -> None:
+    """Tell what a sweep did: to the tasks' views, to their agents, and to placement."""
+    for each in reclaimed:
+        batch = Batch(epoch, each.events[0].seq, each.events[-1].seq, each.state, each.events)
+        publisher.task_changed(each.team_id, each.task_id, batch)
+        publisher.agent_look(each.team_id, each.agent_id)
+        publisher.agents_changed(each.team_id, each.agent_id)
+    for team_id in {each.team_id for each in reclaimed}:
+        scheduler.changed(team_id)
+
+
+def _state(order: Order) -> tuple[UUID, int, bool]:
+    return order.task_id, order.lease_no, order.alive
+
+
+def _lease(token: str, keys: Sequence[bytes]) -> Lease | None:
+    try:
+        return tokens.read(token, keys)
+    except LeaseLost:
+        return None
+
+
+def _hashed(secret: str) -> str:
+    return sha256(secret.encode()).hexdigest()
+
+
+def _proves(secret: str | None, stored: str) -> bool:
+    return secret is not None and hmac.compare_digest(_hashed(secret), stored)

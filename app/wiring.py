@@ -1,0 +1,324 @@
+"""The composition root: settings in, a running App out. Nothing else constructs a service or knows an adapter."""
+
+import asyncio
+import os
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from hmac import digest
+from pathlib import Path
+from uuid import UUID
+
+from app.domain.errors import StorageUnavailable
+from app.events.bus import RedisBus
+from app.loops.runner import Loop
+from app.persistence import sessions as agent_sessions
+from app.persistence.agents import AgentReads
+from app.persistence.database import Database, WrongDatabase, open_database
+from app.persistence.database import migrate as migrate_database
+from app.persistence.feed import FeedReads
+from app.persistence.hot import Timings
+from app.persistence.placement import PlacementReads
+from app.persistence.tasks import TaskReads
+from app.services.accounts import AccountService
+from app.services.agents import AgentService
+from app.services.bundle import Services
+from app.services.connections import AgentTimes, ConnectionService
+from app.services.credentials import CredentialService
+from app.services.dispatch import DispatchService
+from app.services.feed import FeedService
+from app.services.feed_publisher import FeedPublisher
+from app.services.housekeeping import HousekeepingService
+from app.services.invitations import InvitationService
+from app.services.leases import LeaseService
+from app.services.members import MemberService
+from app.services.outputs import Limits as OutputLimits
+from app.services.outputs import OutputService
+from app.services.passwords import Passwords
+from app.services.ports import Clock, ObjectStore, SignedFiles
+from app.services.quotas import LocalQuota
+from app.services.scheduler import Scheduler
+from app.services.sessions import OpenSessions, SessionService
+from app.services.tasks import TaskService
+from app.services.teams import TeamService
+from app.services.uploads import UploadService
+from app.services.workflows import LabelsNamed, WorkflowService
+from app.settings import Settings
+from app.storage.local import LocalStore
+from app.storage.s3 import S3Options, open_s3
+
+WAKE = 1.0  # seconds between two looks at what was put off
+TIDY = 600.0  # seconds between two looks at what may be deleted
+
+
+class CannotOpen(Exception):
+    """A server that we depend on cannot be used; the message says which, and what to do."""
+
+
+def utc_now() -> datetime:
+    """The wall clock: the one place that reads it."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """Everything that runs in one process: what the interfaces call, what the clock drives, what may break."""
+
+    settings: Settings
+    services: Services
+    files: SignedFiles | None  # where files lie on local disk
+    loops: tuple[Loop, ...]
+    agent_keys: tuple[bytes, ...]  # sign what an agent by HTTP is recognised by
+    broken: "asyncio.Future[None]"  # raises when an embedded server ends before it is asked to
+
+    async def first_run_link(self) -> str | None:
+        """Where the first user signs up; None once there is one."""
+        token = await self.services.accounts.first_run_link()
+        return token and f"{self.settings.public_url}/#first-run={token}"
+
+
+async def migrate(settings: Settings) -> None:
+    """Bring the tables of the database to this version, and say what ran."""
+    async with AsyncExitStack() as stack:
+        url = await _database_url(stack, settings, asyncio.get_running_loop().create_future())
+        ran = await migrate_database(url)
+    sys.stdout.write("".join(f"applied {name}\n" for name in ran) or "nothing to do\n")
+
+
+async def print_link(settings: Settings, email: str) -> None:
+    """Print a one-time link by which the user with this address sets a new password."""
+    async with open_app(settings) as app:
+        token = await app.services.accounts.reset_link(email)
+    sys.stdout.write(f"{settings.public_url or f'http://{settings.host}:{settings.port}'}/#reset={token}\n")
+
+
+@asynccontextmanager
+async def open_app(settings: Settings, *, clock: Clock = utc_now) -> AsyncIterator[App]:
+    """An App whose dependencies answer; raises `CannotOpen` that names the one that does not."""
+    async with AsyncExitStack() as stack:
+        broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        url = await _database_url(stack, settings, broken)
+        database = await _open_database(stack, url, settings)
+        bus = await stack.enter_async_context(RedisBus(await _redis_url(stack, settings, broken)))
+        store, files = await _open_store(stack, settings, clock)
+        services, loops = await _services(stack, settings, database, bus, store)
+        yield App(
+            settings=settings,
+            services=services,
+            files=files,
+            loops=loops,
+            agent_keys=_keys(settings, "agent connections"),
+            broken=broken,
+        )
+
+
+async def _services(
+    stack: AsyncExitStack, settings: Settings, database: Database, bus: RedisBus, store: ObjectStore
+) -> tuple[Services, tuple[Loop, ...]]:
+    publisher = FeedPublisher(bus)
+    placement = PlacementReads(database)
+    scheduler = Scheduler(placement, database.batched, publisher, epoch=lambda: database.log_epoch)
+    stack.push_async_callback(scheduler.settle)
+    feed = await FeedService(bus, FeedReads(database)).open()
+    stack.push_async_callback(feed.close)
+
+    link_life = timedelta(seconds=settings.signed_url)
+    workflows = WorkflowService(labels_named=_offer_anew(database, scheduler))
+    uploads = UploadService(store, largest=settings.max_upload, link_life=link_life)
+    outputs = OutputService(store, limits=_output_limits(settings), link_life=link_life)
+    tasks = TaskService(
+        reads=TaskReads(database),
+        feed=FeedReads(database),
+        hot=database.batched,
+        workflows=workflows,
+        uploads=uploads,
+        publisher=publisher,
+        scheduler=scheduler,
+        epoch=lambda: database.log_epoch,
+    )
+    token_keys = _keys(settings, "assignment tokens")
+    dispatch = DispatchService(
+        hot=database.batched,
+        publisher=publisher,
+        scheduler=scheduler,
+        outputs=outputs,
+        token_keys=token_keys,
+        epoch=lambda: database.log_epoch,
+    )
+    connections = ConnectionService(
+        database=database,
+        placement=placement,
+        feed=feed,
+        publisher=publisher,
+        scheduler=scheduler,
+        workflows=workflows,
+        uploads=uploads,
+        token_keys=token_keys,
+        replica=f"{socket.gethostname()}:{os.getpid()}",
+        times=AgentTimes(
+            beat=settings.seconds("beat"),
+            grace=settings.seconds("cancel_grace"),
+            forgotten=settings.seconds("acknowledge"),
+        ),
+    )
+    passwords = Passwords()
+    sessions = OpenSessions(life=timedelta(seconds=settings.session))
+    credentials = CredentialService(bus=bus, pepper=_keys(settings, "credentials", secret="pepper")[0])
+    stack.push_async_callback(sessions.close)
+    stack.push_async_callback(credentials.close)
+    services = Services(
+        accounts=AccountService(bus=bus, quota=LocalQuota(), passwords=passwords, sessions=sessions),
+        agents=AgentService(AgentReads(database)),
+        connections=connections,
+        credentials=credentials,
+        dispatch=dispatch,
+        feed=feed,
+        invitations=InvitationService(bus=bus, passwords=passwords, sessions=sessions),
+        members=MemberService(bus=bus),
+        outputs=outputs,
+        sessions=SessionService(bus=bus),
+        tasks=tasks,
+        teams=TeamService(bus=bus),
+        uploads=uploads,
+        workflows=workflows,
+    )
+    return services, _loops(settings, database, publisher, scheduler, uploads)
+
+
+def _loops(
+    settings: Settings,
+    database: Database,
+    publisher: FeedPublisher,
+    scheduler: Scheduler,
+    uploads: UploadService,
+) -> tuple[Loop, ...]:
+    leases = LeaseService(database, publisher, scheduler)
+    housekeeping = HousekeepingService(database)
+    return (
+        Loop("leases", leases.reclaim, every=settings.seconds("sweep")),
+        Loop("later", leases.wake, every=WAKE * settings.time_scale),
+        Loop("placement", scheduler.place_all, every=settings.seconds("sweep")),
+        Loop("uploads", uploads.collect, every=TIDY),
+        Loop("partitions", housekeeping.partition, every=TIDY),
+        Loop("idempotency", housekeeping.forget, every=TIDY),
+    )
+
+
+def _offer_anew(database: Database, scheduler: Scheduler) -> LabelsNamed:
+    async def offer_anew(team_id: UUID, labels: frozenset[str]) -> None:
+        await agent_sessions.offer_anew(database, team_id, sorted(labels))
+        scheduler.changed(team_id)
+
+    return offer_anew
+
+
+def _output_limits(settings: Settings) -> OutputLimits:
+    return OutputLimits(size=settings.max_output, total=settings.max_task_outputs)
+
+
+def _timings(settings: Settings) -> Timings:
+    """The clock of leases: what is a setting, and what follows from it."""
+    scaled = Timings().scaled(settings.time_scale)
+    return replace(
+        scaled,
+        lease=settings.seconds("lease"),
+        acknowledge=settings.seconds("acknowledge"),
+        every=0.8 * settings.seconds("sweep"),
+        gap=3 * settings.seconds("sweep"),
+    )
+
+
+async def _open_database(stack: AsyncExitStack, url: str, settings: Settings) -> Database:
+    try:
+        if settings.embedded:
+            await migrate_database(url)
+        size = settings.database_connections
+        return await stack.enter_async_context(
+            open_database(url, hot_size=size // 2, cold_size=size - size // 2, timings=_timings(settings))
+        )
+    except WrongDatabase as wrong:
+        raise CannotOpen(f"database_url: {wrong}") from wrong
+
+
+async def _database_url(stack: AsyncExitStack, settings: Settings, broken: "asyncio.Future[None]") -> str:
+    if url := settings.database_url.get_secret_value():
+        return url
+    from app.embedded import EmbeddedError, embedded_postgres  # noqa: PLC0415 - an optional package
+
+    try:
+        return await stack.enter_async_context(
+            embedded_postgres(settings.data_dir / "postgres", on_exit=_breaks(broken))
+        )
+    except EmbeddedError as error:
+        raise CannotOpen(f"database_url is empty, and {error}") from error
+
+
+async def _redis_url(stack: AsyncExitStack, settings: Settings, broken: "asyncio.Future[None]") -> str:
+    if url := settings.redis_url.get_secret_value():
+        return url
+    from app.embedded import EmbeddedError, embedded_valkey  # noqa: PLC0415 - an optional package
+
+    try:
+        return await stack.enter_async_context(embedded_valkey(settings.data_dir / "valkey", on_exit=_breaks(broken)))
+    except EmbeddedError as error:
+        raise CannotOpen(f"redis_url is empty, and {error}") from error
+
+
+async def _open_store(
+    stack: AsyncExitStack, settings: Settings, clock: Clock
+) -> tuple[ObjectStore, SignedFiles | None]:
+    try:
+        if settings.s3_endpoint:
+            return await stack.enter_async_context(open_s3(_s3_options(settings))), None
+        store = LocalStore(settings.data_dir / "files", settings.public_url, _keys(settings, "signed files"), clock)
+    except StorageUnavailable as error:
+        raise CannotOpen(f"s3_endpoint, data_dir: {error.message}") from error
+    return store, store
+
+
+def _s3_options(settings: Settings) -> S3Options:
+    return S3Options(
+        bucket=settings.s3_bucket,
+        region=settings.s3_region,
+        endpoint=settings.s3_endpoint,
+        public_endpoint=settings.s3_public_endpoint,
+        agent_endpoint=settings.s3_agent_endpoint,
+        access_key=settings.s3_access_key.get_secret_value(),
+        secret_key=settings.s3_secret_key.get_secret_value(),
+    )
+
+
+def _breaks(broken: "asyncio.Future[None]") -> Callable[[str], None]:
+    def on_exit(sentence: str) -> None:
+        if not broken.done():
+            broken.set_exception(CannotOpen(sentence))
+
+    return on_exit
+
+
+def _keys(settings: Settings, purpose: str, *, secret: str = "secret_key") -> tuple[bytes, ...]:
+    """Keys for one purpose, newest first: what was signed for one purpose is nothing for another."""
+    return tuple(digest(each.encode(), purpose.encode(), "sha256") for each in _secrets(settings, secret))
+
+
+def _secrets(settings: Settings, name: str) -> tuple[str, ...]:
+    """The secrets of the setting, newest first, or the one that this data directory keeps."""
+    given = tuple(part.strip() for part in getattr(settings, name).get_secret_value().split(",") if part.strip())
+    return given or (_kept_secret(settings.data_dir / name),)
+
+
+def _kept_secret(file: Path) -> str:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return file.read_text()
+    with os.fdopen(descriptor, "w") as new:
+        new.write(secret := secrets.token_urlsafe(32))
+        new.flush()
+        os.fsync(descriptor)
+    return secret
