@@ -30,7 +30,7 @@ class Witness:
 
     opened: int = 0
     closed: int = 0
-    contexts: list[int] = field(default_factory=list)
+    left: int = 0
     revoked: bool = False
     away: bool = False
 
@@ -190,6 +190,9 @@ class Door:
     def admit_socket(self, caller: Any) -> None:
         if caller is None:
             raise Unauthenticated("expected an identity")
+
+    async def left(self, exchange: Exchange) -> None:
+        self.witness.left += 1
 
     def context(self, caller: Any, exchange: Exchange) -> Seen:
         return Seen(next(self.numbers), caller, exchange, self.witness)

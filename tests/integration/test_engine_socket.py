@@ -194,7 +194,7 @@ async def test_complete_closes_the_source(server: Server) -> None:
 
 
 async def test_a_client_that_leaves_closes_every_source_without_the_collector(server: Server) -> None:
-    opened = server.witness.opened
+    opened, left = server.witness.opened, server.witness.left
     gc.disable()
     try:
         async with ready(server) as socket:
@@ -204,6 +204,7 @@ async def test_a_client_that_leaves_closes_every_source_without_the_collector(se
             assert server.witness.opened == opened + 3
             socket.transport.abort()
         await until(lambda: server.witness.closed == server.witness.opened, what="every source to be closed")
+        await until(lambda: server.witness.left > left, what="the interface to be told")
     finally:
         gc.enable()
 

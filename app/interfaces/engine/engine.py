@@ -66,6 +66,9 @@ class Interface(Protocol):
     def context(self, caller: Any, exchange: Exchange) -> Any:
         """The context of one operation or one event."""
 
+    async def left(self, exchange: Exchange) -> None:
+        """A socket has ended."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:

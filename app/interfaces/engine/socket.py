@@ -154,6 +154,7 @@ class _Socket:
         finally:
             await self._stop_all()
             await self._close(ended)
+            await self._leave()
 
     async def _introduction(self) -> Credentials:
         """Wait for connection_init and find out who it is."""
@@ -304,6 +305,14 @@ class _Socket:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _leave(self) -> None:
+        try:
+            await self._interface.left(self._exchange)
+        except DomainError as error:
+            log.info("nobody could be told that a socket has ended: %s", error)
+        except Exception as error:
+            unexpected(error, request_id=self._exchange.request_id)
 
     async def _close(self, ended: Ended) -> None:
         if ended.code == 1006:

@@ -106,6 +106,9 @@ class GraphQLInterface:
     def context(self, caller: Viewer | None, exchange: Exchange) -> Context:
         return Context(services=self.services, caller=caller, exchange=exchange, nodes=self.nodes, site=self.site)
 
+    async def left(self, exchange: Exchange) -> None:
+        """Nothing outlives a socket here."""
+
     def _admit_introspection(self, caller: Viewer | None) -> None:
         if self.introspection is Introspection.NOBODY:
             raise BadRequest("introspection is closed on this server; its schema is published as schema.graphql")

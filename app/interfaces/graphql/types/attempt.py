@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import strawberry
@@ -11,9 +11,13 @@ from strawberry.scalars import JSON
 from app.domain.task import Reason
 from app.interfaces.graphql.context import Context, Info
 from app.interfaces.graphql.declare import attribute, enum, field, object_type
+from app.interfaces.graphql.paging import DEFAULT_FIRST, After, Connection, First
 from app.interfaces.graphql.types.agent import Agent, load_agents
 from app.interfaces.graphql.types.event import reason
 from app.services.tasks import AttemptRecord
+
+if TYPE_CHECKING:
+    from app.interfaces.graphql.types.output import Output
 
 
 class AttemptOutcome(StrEnum):
@@ -59,6 +63,17 @@ class TaskAttempt:
     reason: Reason | None = attribute("Why, where there is more to say than the outcome.")
     error: TaskError | None = attribute("What failed; null where nothing did.")
     agent_id: strawberry.Private[UUID]
+    task_id: strawberry.Private[UUID]
+    lease_no: strawberry.Private[int]
+
+    @field()
+    async def outputs(
+        self, info: Info, first: First = DEFAULT_FIRST, after: After = None
+    ) -> Connection[Annotated["Output", strawberry.lazy("app.interfaces.graphql.types.output")]]:
+        """The files that this try made, in the order in which they were announced, whether or not it succeeded."""
+        from app.interfaces.graphql.types.output import task_outputs  # noqa: PLC0415 - the nouns form a graph
+
+        return await task_outputs(info, self.task_id, first=first, after=after, lease_no=self.lease_no)
 
     @field()
     async def agent(self, info: Info) -> Agent | None:
@@ -76,6 +91,8 @@ def attempt(record: AttemptRecord) -> TaskAttempt:
         reason=reason(record.reason),
         error=error(record.error),
         agent_id=record.agent_id,
+        task_id=record.task_id,
+        lease_no=record.lease_no,
     )
 
 

@@ -1,6 +1,5 @@
 """What clients see of a task, and of the lists that it stands in."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -16,7 +15,16 @@ from app.domain.task import Reason, TaskState
 from app.interfaces.graphql.context import Context, Info
 from app.interfaces.graphql.declare import argument, attribute, field, global_id, input_type, object_type
 from app.interfaces.graphql.nodes import Node
-from app.interfaces.graphql.paging import DEFAULT_FIRST, Connection, Edge, First, PageInfo, check_first, connection
+from app.interfaces.graphql.paging import (
+    DEFAULT_FIRST,
+    After,
+    Connection,
+    Edge,
+    First,
+    PageInfo,
+    check_first,
+    connection,
+)
 from app.interfaces.graphql.scalars import URL
 from app.interfaces.graphql.types import event as live
 from app.interfaces.graphql.types.agent import Agent, load_agents
@@ -24,9 +32,10 @@ from app.interfaces.graphql.types.attempt import TaskAttempt, TaskError, error, 
 from app.interfaces.graphql.types.event import TaskEvent, TaskPreview, TaskProgress
 from app.interfaces.graphql.types.user import User, load_users
 from app.services.access import Viewer
-from app.services.tasks import TaskDetails, TaskFilter, TaskRecord, Waiting
+from app.services.tasks import EventPage, TaskDetails, TaskFilter, TaskRecord, Waiting
 
 if TYPE_CHECKING:
+    from app.interfaces.graphql.types.output import Output
     from app.interfaces.graphql.types.team import Team
     from app.interfaces.graphql.types.workflow import Workflow, WorkflowVersion
 
@@ -90,6 +99,15 @@ class Task(Node):
         return await info.context.loaders.of(load_attempts, info.context).load(self.row.id)
 
     @field()
+    async def outputs(
+        self, info: Info, first: First = DEFAULT_FIRST, after: After = None
+    ) -> Connection[Annotated["Output", strawberry.lazy("app.interfaces.graphql.types.output")]]:
+        """The files that it produced, in the order in which they were announced: those of its accepted attempt."""
+        from app.interfaces.graphql.types.output import task_outputs  # noqa: PLC0415 - the nouns form a graph
+
+        return await task_outputs(info, self.row.id, first=first, after=after)
+
+    @field()
     async def agent(self, info: Info) -> Agent | None:
         """The agent that has it, or ran its last attempt; null before the first, or where it is no longer known."""
         if self.row.agent_id is None:
@@ -150,11 +168,17 @@ class Task(Node):
     ) -> Connection[TaskEvent]:
         """Everything that happened to it, from the first event on; the cursors are those of `taskEvents`."""
         cursor = None if after is None else Cursor.decode(after)
-        epoch, found = await info.context.services.tasks.events(
-            info.context.viewer, self.row.id, after=cursor, limit=check_first(first) + 1
+        page = EventPage(task_id=self.row.id, after=cursor, limit=check_first(first))
+        part = await info.context.loaders.of(load_event_pages, info.context).load(page)
+        edges = [Edge(node=live.event(each), cursor=Cursor(part.epoch, each.seq).encode()) for each in part.events]
+        reached = part.events[-1].seq if part.events else cursor.seq if cursor else 0
+        page_info = PageInfo(
+            has_next_page=reached < part.last,
+            has_previous_page=after is not None,
+            start_cursor=edges[0].cursor if edges else None,
+            end_cursor=edges[-1].cursor if edges else None,
         )
-        edges = [Edge(node=live.event(each), cursor=Cursor(epoch, each.seq).encode()) for each in found[:first]]
-        return Connection(edges=edges, page_info=_page_info(edges, len(found) > first, after), count=self._event_count)
+        return Connection(edges=edges, page_info=page_info, count=self._event_count)
 
     @field()
     def log_url(self, info: Info) -> URL:
@@ -280,6 +304,11 @@ async def load_details(context: Context, ids: list[UUID]) -> list[TaskDetails]:
     return [found.get(id, nothing) for id in ids]
 
 
+async def load_event_pages(context: Context, wanted: list[EventPage]) -> list[Any]:
+    """Pages of the logs of many tasks; an error in the place of a page that cannot be had."""
+    return list(await context.services.tasks.events(context.viewer, wanted))
+
+
 async def load_waiting(context: Context, ids: list[UUID]) -> list[Waiting | None]:
     """Why these tasks wait; None for those that do not."""
     found = await context.services.tasks.waiting(context.viewer, ids)
@@ -299,12 +328,3 @@ async def load_last_parameters(context: Context, keys: list[tuple[UUID, UUID]]) 
 
 def _id(text: strawberry.ID | None, kind: Kind) -> UUID | None:
     return None if text is None else decode(text, kind)[1]
-
-
-def _page_info(edges: Sequence[Edge[TaskEvent]], more: bool, after: str | None) -> PageInfo:
-    return PageInfo(
-        has_next_page=more,
-        has_previous_page=after is not None,
-        start_cursor=edges[0].cursor if edges else None,
-        end_cursor=edges[-1].cursor if edges else None,
-    )
