@@ -166,7 +166,8 @@ async def populate(database: Database) -> World:
             "INSERT INTO requirement (team_id, labels) VALUES ($1, ARRAY['gpu']) RETURNING id", team
         )
         workflow = await c.fetchval(
-            "INSERT INTO workflow (team_id, slug, name, description, version) VALUES ($1, 'w', 'W', '', 1) RETURNING id",
+            "INSERT INTO workflow (team_id, slug, name, description, version) VALUES ($1, 'w', 'W', '', 1) "
+            "RETURNING id",
             team,
         )
         await c.execute(_VERSION, workflow, requirement, user)
