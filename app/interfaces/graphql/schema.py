@@ -65,11 +65,34 @@ from strawberry.schema.config import StrawberryConfig
 from strawberry.tools import merge_types
 
 from app.domain.ids import Kind
-from app.interfaces.graphql import accounts, credentials, nodes, policy, teams
+from app.interfaces.graphql import (
+    accounts,
+    agents,
+    credentials,
+    nodes,
+    outputs,
+    policy,
+    subscriptions,
+    tasks,
+    teams,
+    uploads,
+    workflows,
+)
 from app.interfaces.graphql.declare import NodeLoad, Noun
 from app.interfaces.graphql.scalars import SCALARS
 
-NOUNS: tuple[Noun, ...] = (nodes.NOUN, accounts.NOUN, teams.NOUN, credentials.NOUN)
+NOUNS: tuple[Noun, ...] = (
+    nodes.NOUN,
+    accounts.NOUN,
+    teams.NOUN,
+    credentials.NOUN,
+    workflows.NOUN,
+    uploads.NOUN,
+    tasks.NOUN,
+    outputs.NOUN,
+    agents.NOUN,
+    subscriptions.NOUN,
+)
 
 
 def build(nouns: Sequence[Noun] = NOUNS) -> strawberry.Schema:
