@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import uvicorn
 
 from app.asgi import create_asgi
+from app.interfaces.engine.wire import SocketProtocol
 from app.settings import Settings, WrongSetting
 from app.wiring import App, open_app
 
@@ -101,7 +102,7 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
         create_asgi(app),
         lifespan="off",
         http="httptools",
-        ws="websockets-sansio",
+        ws=SocketProtocol,
         ws_max_size=AGENT_MESSAGE,
         ws_ping_interval=SOCKET_PING,
         ws_ping_timeout=SOCKET_PING,
