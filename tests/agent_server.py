@@ -1,7 +1,7 @@
 """A server for the agent's tests: speaks the real messages over a real socket, checked against the real schema.
 
-It keeps tasks in memory and has switches to misbehave: lose answers, drop connections, refuse. It fakes the server, so that the
-agent under test is the real process.
+It keeps tasks in memory and has switches to misbehave: lose answers, drop connections, refuse. It fakes the server, so
+that the agent under test is the real process.
 """
 
 import asyncio
@@ -239,7 +239,7 @@ class AgentServer:
         if self.down:
             return PlainTextResponse("down", 503)
         if self.forbid or request.headers.get("authorization") != f"Bearer {KEY}":
-            return JSONResponse({"errors": [{"message": "no"}]}, 401)
+            return JSONResponse({"errors": [{"message": "no", "extensions": {"code": "UNAUTHENTICATED"}}]}, 401)
         payload = orjson.loads(await request.body())
         if payload["operationName"] == "Orders":
             return StreamingResponse(self._sse(payload), media_type="text/event-stream")

@@ -39,7 +39,7 @@ class Http:
             raise NoAnswer(f"no answer to {operation} within {timeout:g} s") from None
         except httpx.HTTPError as error:
             raise self._gone(f"no answer to {operation}: {error!r}") from error
-        self._check(operation, answer.status_code)
+        self._check(operation, answer)
         try:
             return value_of(operation, orjson.loads(answer.content))
         except orjson.JSONDecodeError:
@@ -53,7 +53,9 @@ class Http:
             async with self._http.stream(
                 "POST", self._url, content=_body(operation, variables), headers=accept, timeout=patience
             ) as answer:
-                self._check(operation, answer.status_code)
+                if not answer.is_success:
+                    await answer.aread()
+                self._check(operation, answer)
                 if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                     raise self._gone(f"expected text/event-stream for {operation}, found something else")
                 async for event, data in _events(answer.aiter_lines()):
@@ -68,13 +70,14 @@ class Http:
         self._gone("the agent closed the connection")
         await self._http.aclose()
 
-    def _check(self, operation: str, status: int) -> None:
-        if status in (401, 403):
+    def _check(self, operation: str, answer: httpx.Response) -> None:
+        status = answer.status_code
+        if status in (401, 403) and _is_ours(answer):
             error = Forbidden(f"the server refuses this key: HTTP {status}")
             if not self.closed.done():
                 self.closed.set_result(error)
             raise error
-        if status >= 500 or status in (404, 405, 408, 429):
+        if status >= 500 or status in (401, 403, 404, 405, 407, 408, 429):
             raise self._gone(f"no answer to {operation}: HTTP {status}")
 
     def _gone(self, reason: str) -> Disconnected:
@@ -82,6 +85,14 @@ class Http:
         if not self.closed.done():
             self.closed.set_result(error)
         return error
+
+
+def _is_ours(answer: httpx.Response) -> bool:
+    """Whether the server itself refuses, in its own words, and not something on the way to it."""
+    try:
+        return isinstance(orjson.loads(answer.content)["errors"][0]["message"], str)
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return False
 
 
 def _body(operation: str, variables: dict[str, Any]) -> bytes:

@@ -61,9 +61,7 @@ def _argument(part: str, parameters: Mapping[str, Any], own: Mapping[str, str], 
 
     filled = _TOKEN.sub(value, part)
     if guarded and filled.startswith("-") and not part.startswith("-") and not _is_number(part, parameters):
-        raise RefusedByAgent(
-            f"argument {part!r}: expected a value that is no option of the command, found {filled[:40]!r}"
-        )
+        raise RefusedByAgent(f"argument {part!r}: expected no option of the command, found {filled[:40]!r}")
     return filled
 
 
