@@ -1,13 +1,17 @@
 """Routes over an already open App: no lifespan, no decisions."""
 
+from dataclasses import replace
+
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.interfaces.agents.endpoint import LIMITS as AGENT_LIMITS
 from app.interfaces.agents.endpoint import agents_endpoint
 from app.interfaces.auth import Authentication
+from app.interfaces.engine.limits import Limits
 from app.interfaces.engine.site import Site
 from app.interfaces.graphql.endpoint import Introspection, graphql_endpoint
 from app.interfaces.rest.files import file_routes
@@ -34,8 +38,14 @@ def create_asgi(app: App) -> ASGIApp:
         site=site,
         origins=settings.origins,
         introspection=Introspection(settings.introspection),
+        limits=Limits(deadline=settings.seconds("operation")),
     )
-    agents = agents_endpoint(services, authentication, keys=app.agent_keys)
+    agents = agents_endpoint(
+        services,
+        authentication,
+        keys=app.agent_keys,
+        limits=replace(AGENT_LIMITS, deadline=settings.seconds("operation")),
+    )
     return _Doors({GRAPHQL: _PageOr(graphql), AGENTS: agents}, Starlette(routes=routes))
 
 
