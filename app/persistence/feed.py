@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from app.domain.errors import CursorExpired, Resync
 from app.domain.events import Cursor, Event, EventKind
 from app.domain.task import TERMINAL, TaskState
 from app.persistence.database import Database, Record
@@ -62,6 +61,24 @@ class Access:
     credential_id: UUID | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPage:
+    """At most `limit` events of a task past a cursor, or from the first one on."""
+
+    task_id: UUID
+    after: Cursor | None
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventSlice:
+    """Neighbouring events of a log of this epoch, whose last event has the number `last`."""
+
+    epoch: int
+    last: int
+    events: list[Event]
+
+
 class FeedReads:
     """Each method is one statement."""
 
@@ -86,21 +103,24 @@ class FeedReads:
     async def events(self, task_id: UUID, *, after: int, upto: int | None = None, limit: int = PAGE) -> list[Event]:
         """The events past number `after`, in order: at most `limit` of them, and about 1 MiB."""
         rows = await self._database.fetch(_EVENTS, task_id, after, upto, limit, PAGE_BYTES)
-        return [Event(row["seq"], row["at"], EventKind(row["kind"]), row["body"]) for row in rows]
+        return [_event(row) for row in rows]
 
-    async def page(self, task_id: UUID, *, after: Cursor | None, last: int, limit: int) -> tuple[int, list[Event]]:
-        """The epoch of the log and a page of it past the cursor; `last` is the number of its last event.
-
-        Raises `Resync` for a cursor that the log did not give out, `CursorExpired` for events that are no longer kept.
-        """
-        epoch: int = await self._database.fetchval("SELECT epoch FROM log_epoch")
-        seq = after.seq if after else 0
-        if after and (after.epoch != epoch or after.seq > last):
-            raise Resync(f"the log of this task is at event {last} of epoch {epoch}; read again from the start")
-        events = await self.events(task_id, after=seq, limit=limit)
-        if seq < last and limit and (not events or events[0].seq != seq + 1):
-            raise CursorExpired(f"the events after number {seq} of this task are no longer kept")
-        return epoch, events
+    async def pages(self, team_ids: Collection[UUID], wanted: Sequence[EventPage]) -> list[EventSlice | None]:
+        """A part of the log of each task, in order; None for tasks that are not of these teams."""
+        rows = await self._database.fetch(
+            _PAGES,
+            [page.task_id for page in wanted],
+            [page.after.seq if page.after else 0 for page in wanted],
+            [page.limit for page in wanted],
+            PAGE_BYTES,
+            list(team_ids),
+        )
+        slices: list[EventSlice | None] = [None] * len(wanted)
+        for row in rows:
+            part = slices[row["n"] - 1] = slices[row["n"] - 1] or EventSlice(row["epoch"], row["last"], [])
+            if row["seq"] is not None:
+                part.events.append(_event(row))
+        return slices
 
     async def log(self, task_id: UUID, *, upto: int) -> AsyncIterator[str]:
         """Every line of the log events up to number `upto`, with its time and stream, in pieces of many lines."""
@@ -130,6 +150,10 @@ class FeedReads:
             [access.credential_id for access in accesses],
         )
         return {accesses[row["n"] - 1] for row in rows}
+
+
+def _event(row: Record) -> Event:
+    return Event(row["seq"], row["at"], EventKind(row["kind"]), row["body"])
 
 
 def _lines(event: Event) -> list[str]:
@@ -179,6 +203,24 @@ SELECT seq, at, kind, body FROM (
     WHERE task_id = $1 AND seq > $2 AND ($3::int IS NULL OR seq <= $3) ORDER BY seq LIMIT $4
   ) page
 ) sized WHERE bytes <= $5 OR n = 1 ORDER BY seq
+"""
+
+_PAGES = """
+SELECT w.n, (SELECT epoch FROM log_epoch) AS epoch, coalesce(l.event_seq, z.event_seq) AS last, e.*
+FROM unnest($1::uuid[], $2::int[], $3::int[]) WITH ORDINALITY w(task_id, after, most, n)
+JOIN task t ON t.id = w.task_id AND t.team_id = ANY($5::uuid[])
+LEFT JOIN task_live l ON l.task_id = w.task_id
+LEFT JOIN task_end z ON z.task_id = w.task_id
+LEFT JOIN LATERAL (
+  SELECT seq, at, kind, body FROM (
+    SELECT *, sum(octet_length(body::text)) OVER (ORDER BY seq) AS bytes, row_number() OVER (ORDER BY seq) AS place
+    FROM (
+      SELECT seq, at, kind, body FROM task_event v WHERE v.task_id = w.task_id AND v.seq > w.after
+      ORDER BY v.seq LIMIT w.most
+    ) page
+  ) sized WHERE bytes <= $4 OR place = 1
+) e ON true
+ORDER BY w.n, e.seq
 """
 
 _TEAM_MARKS = """

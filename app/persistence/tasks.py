@@ -60,6 +60,7 @@ class AttemptRecord:
 
     task_id: UUID
     no: int
+    lease_no: int
     agent_id: UUID
     started_at: datetime
     ended_at: datetime | None
@@ -262,10 +263,10 @@ _COLUMNS = """
   s.queue_timeout, s.progress, s.preview, s.revision"""
 
 _ATTEMPTS = """
-SELECT task_id, no, agent_id, started_at, ended_at, outcome, reason, error
+SELECT task_id, no, lease_no, agent_id, started_at, ended_at, outcome, reason, error
 FROM attempt WHERE task_id = ANY($1::uuid[]) AND team_id = ANY($2::uuid[])
 UNION ALL
-SELECT task_id, attempts, agent_id, started_at, NULL, NULL, NULL, NULL
+SELECT task_id, attempts, lease_no, agent_id, started_at, NULL, NULL, NULL, NULL
 FROM task_live WHERE task_id = ANY($1::uuid[]) AND team_id = ANY($2::uuid[]) AND state = 'running'
 ORDER BY task_id, no
 """

@@ -6,22 +6,26 @@ placement that fails undoes what was stored.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 from app.domain import parameters
 from app.domain.errors import (
     BadRequest,
+    CursorExpired,
     DomainError,
     Forbidden,
     IdempotencyConflict,
     NotFound,
+    Resync,
     WrongState,
 )
-from app.domain.events import Batch, Cursor, Event
+from app.domain.events import Batch, Cursor
 from app.domain.task import Reason, TaskState
 from app.persistence.batching import BatchedHot
+from app.persistence.feed import EventPage as EventPage
+from app.persistence.feed import EventSlice as EventSlice
 from app.persistence.feed import FeedReads
 from app.persistence.hot import Cancelled, NewTask, SubmitResult, SubmitStatus
 from app.persistence.idempotency import fingerprint
@@ -187,15 +191,14 @@ class TaskService:
         viewer.require(Permission.READ, team_id)
         return await self._reads.last_parameters(team_id, workflow_ids, viewer.user_id)
 
-    async def events(
-        self, viewer: Viewer, task_id: UUID, *, after: Cursor | None, limit: int
-    ) -> tuple[int, list[Event]]:
-        """The epoch of the log, and at most `limit` (256) events past the cursor, in order.
+    async def events(self, viewer: Viewer, wanted: Sequence[EventPage]) -> list[EventSlice | DomainError]:
+        """A page of the log of each task, at most 256 events, or why there is none; in order.
 
-        Raises `Resync` and `CursorExpired` as a live view does.
+        `NotFound`, and `Resync` and `CursorExpired` as a live view raises them.
         """
-        task = await self.get(viewer, task_id)
-        return await self._feed.page(task_id, after=after, last=task.event_seq, limit=min(limit, EVENTS))
+        asked = [replace(page, limit=min(page.limit, EVENTS)) for page in wanted]
+        found = await self._feed.pages(_readable(viewer), asked)
+        return [_checked(page, part) for page, part in zip(asked, found, strict=True)]
 
     async def log(self, viewer: Viewer, task_id: UUID) -> AsyncIterator[str]:
         """The whole log up to now as text, in pieces: time, stream and line, one to a line. Raises `NotFound`."""
@@ -276,6 +279,17 @@ class _Claim:
     retry_of: UUID | None = None
     key: str | None = None
     hash: bytes | None = None
+
+
+def _checked(page: EventPage, part: EventSlice | None) -> EventSlice | DomainError:
+    if part is None:
+        return NotFound(f"no task {page.task_id}")
+    after = page.after or Cursor(part.epoch, 0)
+    if after.epoch != part.epoch or after.seq > part.last:
+        return Resync(f"the log of this task is at event {part.last} of epoch {part.epoch}; read again from the start")
+    if after.seq < part.last and page.limit > 0 and (not part.events or part.events[0].seq != after.seq + 1):
+        return CursorExpired(f"the events after number {after.seq} of this task are no longer kept")
+    return part
 
 
 def _asked(wanted: Submit, retry_of: UUID | None) -> dict[str, Any]:

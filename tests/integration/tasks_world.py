@@ -13,14 +13,17 @@ from app.domain.task import TaskState
 from app.domain.workflow import Workflow
 from app.events.bus import RedisBus
 from app.persistence import database
+from app.persistence.agents import AgentReads
 from app.persistence.database import Database
 from app.persistence.feed import FeedReads
 from app.persistence.hot import Fence, Fenced, Finish, Planned, Report
 from app.persistence.placement import PlacementReads
 from app.persistence.tasks import TaskReads
 from app.services.access import Viewer
+from app.services.agents import AgentService
 from app.services.feed import FeedService, FeedTimes
 from app.services.feed_publisher import FeedPublisher
+from app.services.outputs import Limits, OutputService
 from app.services.ports import ObjectStore
 from app.services.scheduler import Scheduler
 from app.services.tasks import Submit, TaskRecord, TaskService
@@ -53,6 +56,9 @@ class World:
     workflows: WorkflowService
     tasks: TaskService
     feed: FeedService
+    outputs: OutputService
+    agents: AgentService
+    scheduler: Scheduler
     bus: RedisBus
     agent_id: UUID
 
@@ -123,6 +129,9 @@ async def open_world(db: Database, redis_url: str, store: ObjectStore) -> AsyncI
                 workflows=workflows,
                 tasks=tasks,
                 feed=feed,
+                scheduler=scheduler,
+                outputs=OutputService(store, limits=Limits(size=2**20, total=2**20), link_life=timedelta(minutes=5)),
+                agents=AgentService(AgentReads(db)),
                 bus=bus,
                 agent_id=uuid4(),
             )

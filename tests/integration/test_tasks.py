@@ -18,13 +18,13 @@ from app.domain.errors import (
     Resync,
     WrongState,
 )
-from app.domain.events import Cursor
+from app.domain.events import Cursor, Event
 from app.domain.task import TaskState
 from app.persistence import database
 from app.persistence.database import Database
 from app.services.access import Role, Scope, Viewer
 from app.services.ports import ObjectStore
-from app.services.tasks import TaskFilter
+from app.services.tasks import EventPage, EventSlice, TaskFilter
 from tests.integration.task_log import Watch
 from tests.integration.tasks_world import World, open_world
 from tests.viewers import in_role, key_of, make_owner
@@ -134,7 +134,6 @@ async def test_what_belongs_to_another_team_does_not_exist(world: World) -> None
     for attempt in (
         world.tasks.get(stranger, task.id),
         world.tasks.rerun(stranger, task.id),
-        world.tasks.events(stranger, task.id, after=None, limit=10),
         world.tasks.log(stranger, task.id),
         world.tasks.page(stranger, world.team, TaskFilter(), limit=10, before=None),
     ):
@@ -142,6 +141,8 @@ async def test_what_belongs_to_another_team_does_not_exist(world: World) -> None
             await attempt
     assert await world.tasks.by_ids(stranger, [task.id]) == {}
     assert await world.tasks.details(stranger, [task.id]) == {}
+    (page,) = await world.tasks.events(stranger, [EventPage(task_id=task.id, after=None, limit=10)])
+    assert isinstance(page, NotFound)
     assert await world.tasks.waiting(stranger, [task.id]) == {}
     (outcome,) = await world.tasks.cancel(stranger, [task.id])
     assert isinstance(outcome.refusal, NotFound)
@@ -344,18 +345,20 @@ async def test_events_are_paged_by_the_cursors_of_the_live_view(world: World) ->
     await until(lambda: watch.done)
     seen: list[int] = []
     cursor = None
-    while True:
-        epoch, page = await world.tasks.events(world.owner, task.id, after=cursor, limit=4)
-        if not page:
-            break
+    while page := await page_of(world, task.id, cursor):
         seen += [event.seq for event in page]
-        cursor = Cursor(epoch, seen[-1])
+        cursor = Cursor(world.db.log_epoch, seen[-1])
 
     assert seen == everything == watch.seen
-    with pytest.raises(Resync):
-        await world.tasks.events(world.owner, task.id, after=Cursor(epoch, seen[-1] + 1), limit=4)
-    with pytest.raises(Resync):
-        await world.tasks.events(world.owner, task.id, after=Cursor(epoch + 1, 1), limit=4)
+    for wrong in (Cursor(world.db.log_epoch, seen[-1] + 1), Cursor(world.db.log_epoch + 1, 1)):
+        (refused,) = await world.tasks.events(world.owner, [EventPage(task_id=task.id, after=wrong, limit=4)])
+        assert isinstance(refused, Resync)
+
+
+async def page_of(world: World, task_id: UUID, after: Cursor | None) -> list[Event]:
+    (part,) = await world.tasks.events(world.owner, [EventPage(task_id=task_id, after=after, limit=4)])
+    assert isinstance(part, EventSlice)
+    return part.events
 
 
 async def test_the_whole_log_is_text(world: World) -> None:
