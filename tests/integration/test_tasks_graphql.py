@@ -219,13 +219,14 @@ async def test_a_list_of_tasks_takes_the_same_statements_for_two_and_for_eight(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     statements: list[str] = []
-    execute = asyncpg.Connection._execute
+    connection_class: Any = asyncpg.Connection
+    execute = connection_class._execute
 
     async def counted(connection: Any, query: str, *args: Any, **more: Any) -> Any:
         statements.append(query)
         return await execute(connection, query, *args, **more)
 
-    monkeypatch.setattr(asyncpg.Connection, "_execute", counted)
+    monkeypatch.setattr(connection_class, "_execute", counted)
     document = """
     query($ids: [ID!]!) { nodes(ids: $ids) { ... on Task {
       state waitingReason queuePosition parameters attempts { number } workflow { slug } version { number }
@@ -235,13 +236,13 @@ async def test_a_list_of_tasks_takes_the_same_statements_for_two_and_for_eight(
     ids = [f"task_{(await world.submit()).id}" for _ in range(8)]
     await world.scheduler.settle()
     counts = []
-    for some in (ids[:2], ids):
+    for some in (ids[:1], ids[:2], ids):  # the first remembers the workflow's version
         statements.clear()
         answer = await ask(world, document, ids=some)
         counts.append(len(statements))
         assert [len(node["events"]["nodes"]) > 0 for node in answer["nodes"]] == [True] * len(some)
 
-    assert counts[0] == counts[1] <= 12
+    assert counts[1] == counts[2] <= 12
 
 
 async def test_cancel_answers_for_each_task(world: World) -> None:
