@@ -256,11 +256,11 @@ WITH s AS MATERIALIZED (
   SELECT agent_id, no, task_id, lease_no, attempt FROM slot WHERE agent_id = $1 AND task_id IS NOT NULL
 ),
 l AS MATERIALIZED (
-  SELECT l.task_id, l.state FROM s JOIN task_live l ON l.task_id = s.task_id
+  SELECT l.task_id, l.lease_no, l.state FROM s JOIN task_live l ON l.task_id = s.task_id
   WHERE l.lease_no = s.lease_no AND l.agent_id = s.agent_id AND l.state = ANY($2::text[])
   ORDER BY l.task_id FOR NO KEY UPDATE OF l
 )
-SELECT s.*, l.state FROM s LEFT JOIN l ON l.task_id = s.task_id ORDER BY s.no
+SELECT s.*, l.state FROM s LEFT JOIN l ON l.task_id = s.task_id AND l.lease_no = s.lease_no ORDER BY s.no
 """
 _FREE_SLOTS = """
 UPDATE slot SET task_id = NULL, lease_no = NULL, since = NULL, acked_at = NULL, deadline_at = NULL

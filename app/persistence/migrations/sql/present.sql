@@ -77,7 +77,8 @@ CREATE TABLE slot (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX slot_free ON slot (team_id, offer_id, no, agent_id) WHERE task_id IS NULL AND open;
 CREATE INDEX slot_held ON slot (lane_id) WHERE task_id IS NOT NULL;
-CREATE UNIQUE INDEX slot_of_task ON slot (task_id) WHERE task_id IS NOT NULL;
+-- Of a lease, not of a task: an agent may still hold the lease that timed out while another one runs the task again.
+CREATE UNIQUE INDEX slot_of_lease ON slot (task_id, lease_no) WHERE task_id IS NOT NULL;
 
 CREATE TABLE agent_session (
   agent_id      uuid PRIMARY KEY,
