@@ -1,0 +1,283 @@
+"""The agents' contract spoken by the agent's own client to a whole server: over a socket, and by HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from app import settings
+from app.agent.client import Socket, Transport
+from app.agent.errors import Forbidden, OperationFailed
+from app.agent.http_client import Http
+from app.asgi import create_asgi
+from app.domain.credential import KeyKind
+from app.domain.people import Scope
+from app.services.access import Viewer
+from app.services.bundle import Services
+from app.services.credentials import CredentialWish
+from app.services.tasks import Submit, TaskRecord
+from app.wiring import open_app
+from tests.integration.engine_server import listening
+from tests.waiting import until
+
+WORKFLOW: dict[str, Any] = {
+    "slug": "echo",
+    "name": "Echo",
+    "runtime": "command",
+    "definition": {"command": "echo"},
+    "parameters": [{"key": "words", "type": "string", "required": True}],
+    "labels": ["gpu"],
+    "timeout": 60,
+}
+TIMEOUT = 10.0
+
+
+@dataclass
+class World:
+    """A server with a team, a workflow, an agent key and an integration key."""
+
+    url: str
+    services: Services
+    viewer: Viewer
+    team_id: UUID
+    agent_key: str
+    sdk_key: str
+
+    async def key(self, kind: KeyKind, **wish: Any) -> str:
+        asked = CredentialWish(kind=kind, name="key", **wish)
+        created = await self.services.credentials.create(self.viewer, self.team_id, asked)
+        assert created.key is not None
+        return created.key
+
+    async def submit(self) -> TaskRecord:
+        wanted = Submit(workflow="echo", parameters={"words": "hello"})
+        return await self.services.tasks.submit(self.viewer, self.team_id, wanted)
+
+    async def state(self, task_id: UUID) -> str:
+        return str((await self.services.tasks.get(self.viewer, task_id)).state)
+
+    @asynccontextmanager
+    async def agent(self, transport: str, name: str = "box") -> AsyncIterator["Agent"]:
+        """An agent that has connected."""
+        opened: Transport
+        opened = (
+            await Socket.open(self.url, self.agent_key) if transport == "socket" else Http(self.url, self.agent_key)
+        )
+        try:
+            yield await Agent.connect(opened, name)
+        finally:
+            await opened.close()
+
+
+@dataclass
+class Agent:
+    """A connected agent, without the part that runs anything."""
+
+    transport: Transport
+    welcome: dict[str, Any]
+
+    @classmethod
+    async def connect(cls, transport: Transport, name: str, **changes: Any) -> "Agent":
+        welcome = await transport.execute("connect", {"input": introduction(name, **changes)}, TIMEOUT)
+        return cls(transport, welcome)
+
+    async def say(self, operation: str, **variables: Any) -> Any:
+        return await self.transport.execute(operation, {"session": self.welcome["session"], **variables}, TIMEOUT)
+
+    async def order(self) -> dict[str, Any]:
+        """The first order that comes."""
+        stream = self.transport.subscribe("orders", {"session": self.welcome["session"]})
+        async with aclosing(stream) as batches:
+            async for batch in batches:
+                if batch["orders"]:
+                    order: dict[str, Any] = batch["orders"][0]
+                    return order
+        raise AssertionError("the orders ended")
+
+
+def introduction(name: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "instanceId": uuid4().hex,
+        "agentSecret": None,
+        "labels": ["gpu"],
+        "facts": {"os": "linux"},
+        "slots": 1,
+        "version": "0.1.0",
+        "holding": [],
+        **changes,
+    }
+
+
+@pytest.fixture
+async def world(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[World]:
+    chosen = settings.load(
+        {
+            "database_url": database_url,
+            "redis_url": redis_url,
+            "data_dir": tmp_path,
+            "public_url": "http://127.0.0.1:8000",
+        }
+    )
+    async with open_app(chosen) as app, listening(create_asgi(app)) as address:
+        demo = await app.services.accounts.open_demo(
+            email="ada@runyard.example", name="Ada", team_name="Lab", user_agent="test"
+        )
+        world = World(f"http://{address}", app.services, demo.signed_in.viewer, demo.team.id, "", "")
+        world.agent_key = await world.key(KeyKind.AGENT)
+        world.sdk_key = await world.key(KeyKind.INTEGRATION, scopes=[Scope.READ])
+        await app.services.workflows.create(world.viewer, world.team_id, WORKFLOW)
+        yield world
+
+
+@pytest.mark.parametrize("transport", ["socket", "http"])
+async def test_a_task_from_order_to_release(world: World, transport: str) -> None:
+    async with world.agent(transport) as agent:
+        task = await world.submit()
+        order = await asyncio.wait_for(agent.order(), 10)
+        token = order["token"]
+        acknowledged = await agent.say("acknowledge", tokens=[token])
+        report = {
+            "token": token,
+            "number": 1,
+            "events": [{"stream": "STDOUT", "level": "INFO", "firstLine": 1, "lines": ["hello"]}],
+            "progress": {"fraction": 0.5},
+            "preview": None,
+        }
+        reported = [await agent.say("report", reports=[report]), await agent.say("report", reports=[report])]
+        gap = await agent.say("report", reports=[{**report, "number": 5}])
+        beat = await agent.say("beat", holding=[token, "not-a-token"])
+        result = {"token": token, "number": 2, "events": [], "progress": None, "outcome": "COMPLETED", "error": None}
+        finished = await agent.say("finish", results=[{**result, "result": {"words": 1}}])
+        released = await agent.say("release", tokens=[token])
+        late = await agent.say("acknowledge", tokens=[token])
+
+    assert agent.welcome["__typename"] == "Connected"
+    assert (order["__typename"], order["taskId"], order["workflow"]) == ("Assign", str(task.id), "echo")
+    assert order["parameters"] == {"words": "hello"}
+    assert acknowledged == ["RUNNING"]
+    assert [each[0]["status"] for each in reported] == ["ACCEPTED", "DUPLICATE"]
+    assert gap == [{"status": "GAP", "seq": None, "expected": 2}]
+    assert beat == {"drop": ["not-a-token"]}
+    assert finished == [{"status": "ENDED", "state": "completed", "after": None}]
+    assert released == ["RELEASED"]
+    assert late == ["LEASE_LOST"]
+    assert await world.state(task.id) == "completed"
+
+
+async def test_orders_arrive_when_the_task_does(world: World) -> None:
+    async with world.agent("socket") as agent:
+        waiting = asyncio.create_task(agent.order())
+        await asyncio.sleep(0.2)  # the subscription stands and nothing is there
+        assert not waiting.done()
+        task = await world.submit()
+
+        assert (await asyncio.wait_for(waiting, 10))["taskId"] == str(task.id)
+
+
+async def test_a_name_that_is_known_needs_its_secret(world: World) -> None:
+    async with world.agent("socket") as first:
+        secret = first.welcome["agentSecret"]
+        again = await first.transport.execute("connect", {"input": introduction("box")}, TIMEOUT)
+        clone = await first.transport.execute("connect", {"input": introduction("box", agentSecret=secret)}, TIMEOUT)
+
+    assert secret
+    assert (again["__typename"], again["code"]) == ("Refused", "FORBIDDEN")
+    assert clone["__typename"] == "AgentTaken"
+    assert clone["retryAfter"] > 0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"slots": 0}, {"facts": [1]}, {"name": ""}, {"labels": ["bad label\n"]}, {"version": "x" * 99}]
+)
+async def test_an_introduction_that_does_not_fit_is_refused(world: World, changes: dict[str, Any]) -> None:
+    async with world.agent("socket", "other") as agent:
+        answer = await agent.transport.execute("connect", {"input": {**introduction("box"), **changes}}, TIMEOUT)
+
+    assert (answer["__typename"], answer["code"]) == ("Refused", "INVALID_INPUT")
+
+
+@pytest.mark.parametrize("transport", ["socket", "http"])
+async def test_nothing_is_said_before_connect_or_for_another_session(world: World, transport: str) -> None:
+    opened = (
+        await Socket.open(world.url, world.agent_key) if transport == "socket" else Http(world.url, world.agent_key)
+    )
+    try:
+        with pytest.raises(OperationFailed) as before:
+            await opened.execute("beat", {"session": 1, "holding": []}, TIMEOUT)
+        agent = await Agent.connect(opened, "box")
+        with pytest.raises(OperationFailed) as other:
+            await opened.execute("beat", {"session": agent.welcome["session"] + 1, "holding": []}, TIMEOUT)
+    finally:
+        await opened.close()
+
+    assert (before.value.code, other.value.code) == ("LEASE_LOST", "LEASE_LOST")
+
+
+async def test_files_are_begun_and_verified_under_a_lease(world: World) -> None:
+    async with world.agent("socket") as agent:
+        await world.submit()
+        token = (await agent.order())["token"]
+        await agent.say("acknowledge", tokens=[token])
+        file = {
+            "role": "OUTPUT",
+            "name": "a.txt",
+            "mediaType": "text/plain",
+            "size": 5,
+            "sha256": "0" * 64,
+            "parts": [],
+        }
+        begun = await agent.say("beginOutputs", token=token, files=[file, {**file, "size": -1}])
+        (good, bad) = begun["grants"]
+        completed = await agent.say("completeOutputs", token=token, outputIds=[good["outputId"]])
+        stranger = await agent.say("beginOutputs", token="no-token", files=[file])
+
+    assert begun["__typename"] == "OutputGrants"
+    assert [each["method"] for each in good["requests"]] == ["PUT"]
+    assert (bad["outputId"], bad["refused"]["code"]) == (None, "INVALID_INPUT")
+    assert completed == {"__typename": "OutputsCompleted", "results": ["MISSING"]}
+    assert (stranger["__typename"], stranger["code"]) == ("Refused", "LEASE_LOST")
+
+
+async def test_only_agent_keys_open_the_door(world: World) -> None:
+    session = await world.services.accounts.open_demo(
+        email="ada@runyard.example", name="Ada", team_name="Lab", user_agent="test"
+    )
+    for key in (world.sdk_key, session.signed_in.token, "ak-nothing", world.agent_key[:-1] + "x"):
+        with pytest.raises(Forbidden):
+            await Socket.open(world.url, key)
+        with pytest.raises(Forbidden):
+            await Http(world.url, key).execute("beat", {"session": 1, "holding": []}, TIMEOUT)
+    async with httpx.AsyncClient(base_url=world.url, trust_env=False) as client:
+        answer = await client.post(
+            "/graphql", json={"query": "{ __typename }"}, headers={"authorization": f"Bearer {world.agent_key}"}
+        )
+    assert answer.status_code == 401
+    assert "/agent/graphql" in answer.json()["errors"][0]["message"]
+
+
+async def test_introspection_is_closed_here(world: World) -> None:
+    async with httpx.AsyncClient(base_url=world.url, trust_env=False) as client:
+        answer = await client.post(
+            "/agent/graphql",
+            json={"query": "{ __schema { queryType { name } } }"},
+            headers={"authorization": f"Bearer {world.agent_key}"},
+        )
+
+    assert answer.json()["errors"][0]["extensions"]["code"] in {"BAD_REQUEST", "LIMIT_EXCEEDED"}
+
+
+async def test_a_revoked_key_loses_its_socket(world: World) -> None:
+    async with world.agent("socket") as agent:
+        credentials = await world.services.credentials.page(world.viewer, world.team_id, after=None, limit=10)
+        for credential in credentials:
+            await world.services.credentials.revoke(world.viewer, credential.id)
+
+        await until(agent.transport.closed.done, within=20, what="the socket to be closed")
+        assert isinstance(agent.transport.closed.result(), Forbidden)
