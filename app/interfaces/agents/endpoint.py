@@ -15,9 +15,7 @@ from app.interfaces.engine.request import Credentials, Exchange
 from app.services.access import AgentIdentity
 from app.services.bundle import Services
 
-LIMITS = Limits(
-    body=2 * MIB, message=2 * MIB, depth=5, aliases=0, root_fields=1, directives=0, documents=64, recheck=10.0
-)
+LIMITS = Limits(body=2 * MIB, message=2 * MIB, depth=5, aliases=0, root_fields=1, directives=0, documents=64)
 """An agent's operations have one root field each. What comes in is larger than from a browser: an order carries
 parameters of up to 1 MiB, and so may a report."""
 
