@@ -20,7 +20,7 @@ from app.demo.client import Client
 from app.demo.files import save_outputs
 from app.demo.progress import Followed, follow
 from app.demo.scene import AGENT, Scene, prepare
-from app.process import Running, serving
+from app.process import Running, asked_to_stop, serving
 from app.settings import Settings, WrongSetting
 
 SUBMIT = """
@@ -50,7 +50,7 @@ async def demo(settings: Settings, *, once: bool, out: Path, any_port: bool) -> 
             scene = await prepare(running)
             agent = await stack.enter_async_context(_agent(running, scene))
         console.print(f"Serving at [bold]{running.url}[/], agent [bold]{AGENT}[/] is connecting (process {agent.pid}).")
-        building = await explorer.begin(stack)
+        building = None if once else await explorer.begin(stack)  # with `once` it would be cut off
         ended = await running.beside(_example(console, running, scene, agent, out))
         if ended is None:
             return
@@ -62,12 +62,13 @@ async def demo(settings: Settings, *, once: bool, out: Path, any_port: bool) -> 
 
 
 async def _serve(stack: AsyncExitStack, settings: Settings, *, any_port: bool) -> Running:
+    stop = asked_to_stop()
     try:
-        return await stack.enter_async_context(serving(settings))
+        return await stack.enter_async_context(serving(settings, stop=stop))
     except WrongSetting:
         if not any_port:
             raise
-        return await stack.enter_async_context(serving(settings.model_copy(update={"port": 0})))
+        return await stack.enter_async_context(serving(settings.model_copy(update={"port": 0}), stop=stop))
 
 
 async def _example(console: Console, running: Running, scene: Scene, agent: Child, out: Path) -> Followed:
