@@ -1,6 +1,7 @@
 """What a live view promises, on a real PostgreSQL and a real Valkey."""
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
@@ -195,6 +196,85 @@ async def test_latest_values_are_conflated_for_a_slow_reader_and_events_are_not(
     assert len(frames) < 20
     assert [frame.progress for frame in frames if frame.progress][-1] == {"step": 499}
     follower_gone(feed, log)
+
+
+async def test_whatever_the_bus_loses_doubles_and_mixes_up_the_union_is_the_table(
+    feed: FeedService, bus: RedisBus, log: TaskLog
+) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    chance, publisher = random.Random(seed), FeedPublisher(bus)
+    watch = Watch(feed.watch_task(viewer_of(log.team_id), log.task_id, Cursor(EPOCH, 0)))
+    await until(lambda: watch.seen == [1])
+
+    for _ in range(60):
+        batches = [await log.write(chance.randint(0, 3), progress={"at": n}) for n in range(chance.randint(1, 6))]
+        told = [batch for batch in batches for _ in range(chance.choice((0, 1, 1, 2)))]
+        chance.shuffle(told)
+        for batch in told:
+            publisher.task_changed(log.team_id, log.task_id, batch)
+    await log.tell(publisher, progress={"at": "end"}, ends=TaskState.COMPLETED)
+    await until(lambda: watch.done)
+
+    assert watch.seen == await log.numbers()
+    assert [frame.progress for frame in watch.frames if frame.progress][-1] == {"at": "end"}
+
+
+async def test_what_a_follower_keeps_is_bounded(feed: FeedService, bus: RedisBus, log: TaskLog) -> None:
+    publisher = FeedPublisher(bus)
+    stream = feed.watch_task(viewer_of(log.team_id), log.task_id)
+    await anext(stream)
+    follower = feed._followers[log.task_id]
+
+    for _ in range(400):
+        await log.tell(publisher, 20)
+    await until(lambda: follower.last == 8001)
+
+    assert len(follower._ring) <= 256
+    assert follower._weight <= 1024 * 1024
+    frames = [await anext(stream) for _ in range(3)]
+    assert [frame.first for frame in frames] == [2, 258, 514]
+    await stream.aclose()
+
+
+async def test_a_new_epoch_of_the_log_ends_the_stream_with_resync(
+    database: Database, bus: RedisBus, log: TaskLog, connection: Connection
+) -> None:
+    often = FeedTimes(poll=0.1, poll_jitter=0, recheck=60, tick=0.01)
+    feed = await FeedService(bus, FeedReads(database), times=often, allowed=everyone).open()
+    watch = Watch(feed.watch_task(viewer_of(log.team_id), log.task_id))
+    await until(lambda: len(watch.frames) == 1)
+
+    await connection.execute("UPDATE log_epoch SET epoch = epoch + 1")
+
+    await until(lambda: watch.done)
+    assert isinstance(watch.failure, Resync)
+    await feed.close()
+
+
+async def test_the_poll_finds_what_no_hint_told_to_lists_and_agents(
+    database: Database, bus: RedisBus, log: TaskLog, connection: Connection
+) -> None:
+    often = FeedTimes(poll=0.1, poll_jitter=0, recheck=60, tick=0.01)
+    feed = await FeedService(bus, FeedReads(database), times=often, allowed=everyone).open()
+    agent = await connection.fetchval(
+        "INSERT INTO agent (team_id, name, secret_hash, credential_id, labels, facts, slots, version) "
+        "VALUES ($1, 'a', '', uuidv7(), '{}', '{}', 1, '1') RETURNING id",
+        await connection.fetchval("INSERT INTO team (slug, name) VALUES ('t', 't') RETURNING id"),
+    )
+    lists = Watch(feed.watch_tasks(viewer_of(log.team_id), log.team_id))
+    looks = Watch(feed.watch_agent(log.team_id, agent))
+    await asyncio.sleep(0.5)  # polls that find nothing new say nothing
+    assert (lists.frames, looks.frames) == ([None], [None])
+
+    await TaskLog.begin(connection, log.team_id)
+    await until(lambda: lists.frames == [None, None])
+    await connection.execute("UPDATE agent SET pause = 'paused' WHERE id = $1", agent)
+    await until(lambda: looks.frames == [None, None])
+
+    for watch in (lists, looks):
+        await watch.close()
+    await feed.close()
 
 
 async def test_joiners_of_one_moment_share_one_read(database: Database, bus: RedisBus, log: TaskLog) -> None:
