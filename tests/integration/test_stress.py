@@ -1,7 +1,7 @@
 """All hot statements at once, as replicas would: stale tokens, cancel against finish against requeue, restarts.
 
-At the end nothing may be lost, doubled or out of order: no deadlock, no gap in any log, no task without a slot or in two
-places. The counts at the end prove that each verb and each race really happened.
+At the end nothing may be lost, doubled or out of order: no deadlock, no gap in any log, no task without a slot or in
+two places. The counts at the end prove that each verb and each race really happened.
 """
 
 import asyncio
