@@ -32,6 +32,9 @@ from app.interfaces.engine.request import Credentials, Exchange, Params
 
 log = logging.getLogger(__name__)
 
+MAX_NAME = 100
+"""Characters of an operation's name that are logged."""
+
 MakeContext = Callable[[], Any]
 """Makes the context of one operation or one event."""
 
@@ -238,14 +241,15 @@ def refusal(refused: Refused) -> Answer:
 def _log(operation: Operation, began: float, errors: Sequence[dict[str, Any]]) -> None:
     if not log.isEnabledFor(logging.INFO):
         return
+    name = (operation.name or "(anonymous)")[:MAX_NAME]
     codes = [error["extensions"]["code"] for error in errors]
     log.info(
         "%s %s %s",
         operation.node.operation.value,
-        operation.name or "(anonymous)",
+        name,
         ",".join(codes) or "ok",
         extra={
-            "operation": operation.name,
+            "operation": name,
             "document": operation.document.digest,
             "request_id": operation.request_id,
             "ms": round((time.perf_counter() - began) * 1000, 1),

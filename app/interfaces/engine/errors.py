@@ -81,10 +81,17 @@ def unexpected(error: BaseException, *, request_id: str) -> dict[str, Any]:
         "unexpected error %s in request %s",
         error_id,
         request_id,
-        exc_info=error,
+        exc_info=_without_document(error),
         extra={"error_id": error_id, "request_id": request_id},
     )
     return {"message": INTERNAL_MESSAGE, "extensions": {"code": Code.INTERNAL.value, "errorId": error_id}}
+
+
+def _without_document(error: BaseException) -> BaseException:
+    """The same error for the log: graphql-core's own would print the part of the document that it points at."""
+    if not isinstance(error, GraphQLError):
+        return error
+    return RuntimeError(error.message).with_traceback(error.__traceback__)
 
 
 def _cause(error: GraphQLError) -> BaseException:
