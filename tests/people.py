@@ -1,11 +1,14 @@
 """Account services over a database of the test's own, with people to act in them."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 from uuid import UUID
 
+import asyncpg
 import orjson
 
 from app.domain.events import AUTH_CHANNEL
@@ -22,6 +25,9 @@ from app.services.ports import Receive, Subscription
 from app.services.quotas import LocalQuota
 from app.services.sessions import OpenSessions, SessionService, SignedIn
 from app.services.teams import TeamService, found_team
+from tests.waiting import until
+
+T = TypeVar("T")
 
 PEPPER = b"pepper" * 6
 PASSWORD = "correct horse battery"
@@ -46,6 +52,7 @@ class HintRecorder:
 class People:
     """The services, and verbs that set a scene."""
 
+    url: str
     hints: HintRecorder
     passwords: Passwords
     open_sessions: OpenSessions
@@ -55,7 +62,6 @@ class People:
     members: MemberService
     invitations: InvitationService
     credentials: CredentialService
-    viewers: dict[str, Viewer] = field(default_factory=dict)
 
     async def first(self, email: str = "olivia@example.com", team: str = "Studio") -> SignedIn:
         """The first user, by the first run's link."""
@@ -91,6 +97,30 @@ class People:
         assert viewer.session_id is not None
         return Viewer.person(viewer.user_id, await teams.roles(viewer.user_id), session_id=viewer.session_id)
 
+    async def at_once(self, team_id: UUID, *acts: Awaitable[T]) -> list[T | BaseException]:
+        """Let verbs that lock the team all stand before it at the same time, then open; their results in order.
+
+        Each has then read all that it reads without the lock, so that each decides on what is no longer so.
+        """
+        gate = await asyncpg.connect(self.url)
+        try:
+            async with gate.transaction():
+                await gate.execute("SELECT id FROM team WHERE id = $1 FOR UPDATE", team_id)
+                running = [asyncio.ensure_future(act) for act in acts]
+
+                async def all_wait() -> bool:
+                    await gate.execute("SELECT pg_stat_clear_snapshot()")
+                    waiting = await gate.fetchval(
+                        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                        "AND wait_event_type = 'Lock'"
+                    )
+                    return bool(waiting == len(acts))
+
+                await until(all_wait, what=f"{len(acts)} verbs wait for the team's lock")
+            return await asyncio.gather(*running, return_exceptions=True)
+        finally:
+            await gate.close()
+
 
 @asynccontextmanager
 async def open_people(url: str) -> AsyncIterator[People]:
@@ -99,6 +129,7 @@ async def open_people(url: str) -> AsyncIterator[People]:
         hints, passwords = HintRecorder(), Passwords(memory_kib=64, passes=1)
         sessions = OpenSessions(life=timedelta(days=14))
         people = People(
+            url=url,
             hints=hints,
             passwords=passwords,
             open_sessions=sessions,

@@ -25,7 +25,7 @@ from app.persistence import database, teams
 from app.services.access import ROLE_GRANTS, Permission, Viewer
 from app.services.accounts import Redemption
 from app.services.credentials import CredentialWish
-from app.services.invitations import LIFE
+from app.services.invitations import LIFE, Invited
 from app.services.teams import slug_of
 from tests.people import PASSWORD, People, advance, open_people
 
@@ -257,12 +257,12 @@ async def test_ownership_moves_and_the_old_owner_becomes_an_admin(scene: Scene) 
 
 
 async def test_of_two_transfers_at_once_one_wins(scene: Scene) -> None:
-    results = await asyncio.gather(
+    results = await scene.people.at_once(
+        scene.team.id,
         *(
             scene.people.teams.transfer(scene.actors["owner"], scene.team.id, member_id=scene.members[to].id)
             for to in ("admin", "member", "viewer")
         ),
-        return_exceptions=True,
     )
 
     assert sorted(type(result).__name__ for result in results) == ["Forbidden", "Forbidden", "Member"]
@@ -335,10 +335,10 @@ async def test_rights_that_ended_while_the_request_ran_do_not_count(scene: Scene
 async def test_two_admins_who_remove_each_other_leave_one(scene: Scene) -> None:
     second, member = await scene.people.member(scene.team.id, Role.ADMIN, "second@example.com")
 
-    results = await asyncio.gather(
+    results = await scene.people.at_once(
+        scene.team.id,
         scene.people.members.remove(scene.actors["admin"], member.id),
         scene.people.members.remove(second, scene.members["admin"].id),
-        return_exceptions=True,
     )
 
     assert sorted(type(result).__name__ for result in results) == ["NotFound", "Removed"]
@@ -467,7 +467,7 @@ async def test_who_is_a_member_or_invited_is_not_invited_again(scene: Scene) -> 
 
 
 async def test_of_two_invitations_at_once_one_is_made(scene: Scene) -> None:
-    results = await asyncio.gather(*(_invite(scene) for _ in range(4)), return_exceptions=True)
+    results = await scene.people.at_once(scene.team.id, *(_invite(scene) for _ in range(4)))
 
     assert sorted(type(result).__name__ for result in results) == ["AlreadyExists"] * 3 + ["str"]
     assert await scene.people.invitations.count(scene.actors["admin"], scene.team.id) == 1
@@ -477,11 +477,9 @@ async def test_of_two_acceptances_at_once_one_joins(scene: Scene) -> None:
     token = await _invite(scene)
     viewers = [await scene.people.user(f"{n}@example.com") for n in range(3)]
 
-    results = await asyncio.gather(
-        *(scene.people.invitations.accept(viewer, token) for viewer in viewers),
-        scene.people.invitations.join(token, name="Nia", password=PASSWORD, user_agent=""),
-        return_exceptions=True,
-    )
+    acts: list[Awaitable[object]] = [scene.people.invitations.accept(viewer, token) for viewer in viewers]
+    acts.append(scene.people.invitations.join(token, name="Nia", password=PASSWORD, user_agent=""))
+    results = await scene.people.at_once(scene.team.id, *acts)
 
     assert (
         sorted(type(result).__name__ for result in results if isinstance(result, BaseException)) == ["LinkExpired"] * 3
@@ -493,8 +491,8 @@ async def test_the_same_person_who_accepts_twice_at_once_joins_once(scene: Scene
     token = await _invite(scene)
     viewer = scene.actors["stranger"]
 
-    results = await asyncio.gather(
-        *(scene.people.invitations.accept(viewer, token) for _ in range(3)), return_exceptions=True
+    results = await scene.people.at_once(
+        scene.team.id, *(scene.people.invitations.accept(viewer, token) for _ in range(3))
     )
 
     assert sorted(type(result).__name__ for result in results) == ["LinkExpired", "LinkExpired", "Member"]
@@ -503,17 +501,17 @@ async def test_the_same_person_who_accepts_twice_at_once_joins_once(scene: Scene
 async def test_who_joins_while_being_invited_is_never_both_invited_and_refused(scene: Scene) -> None:
     first = await _invite(scene, "other@example.com")
 
-    joined, invited = await asyncio.gather(
+    acts: list[Awaitable[object]] = [
         scene.people.invitations.accept(scene.actors["stranger"], first),
         scene.people.invitations.invite(
             scene.actors["admin"], scene.team.id, email="stranger@example.com", role=Role.VIEWER
         ),
-        return_exceptions=True,
-    )
+    ]
+    joined, invited = await scene.people.at_once(scene.team.id, *acts)
 
     assert isinstance(joined, Member)
     if not isinstance(invited, AlreadyExists):  # it was made before the other joined: then it can no longer be used
-        assert not isinstance(invited, BaseException)
+        assert isinstance(invited, Invited)
         assert invited.token is not None
         with pytest.raises(AlreadyExists, match="member of this team already"):
             await scene.people.invitations.accept(scene.actors["stranger"], invited.token)
