@@ -59,13 +59,13 @@ async def agent_process(
     argv: dict[str, list[str]] | None = None,
     timings: dict[str, float] | None = None,
     env: dict[str, str] | None = None,
+    config: str = "",
     **programs: str,
 ) -> AsyncIterator[AgentProcess]:
-    """Run the agent with `programs` (name = Python source) and `argv` (name = arguments) as its commands."""
+    """Run the agent with `programs` (name = Python source), `argv` (name = arguments) and what `config` says."""
     directory.mkdir(exist_ok=True)
-    (directory / "agent.toml").write_text(
-        _config(programs, argv or {}, {"scale": SCALE, "answer": 1.0, **(timings or {})})
-    )
+    settings = {"scale": SCALE, "answer": 1.0, **(timings or {})}
+    (directory / "agent.toml").write_text(f"{config}\n{_config(programs, argv or {}, settings)}")
     with (directory / "agent.log").open("ab") as log:
         child = await children.start(
             [

@@ -64,7 +64,7 @@ class Outputs:
         self._uploads: dict[Path, asyncio.Task[None]] = {}
         self._wanted: str | None = None  # the newest preview that was not uploaded
         self._previews: asyncio.Task[None] | None = None
-        self._preview_numbers = itertools.count(1)
+        self._collecting = asyncio.Event()
 
     def declare(self, path: str, name: str | None, media_type: str | None) -> None:
         """Upload this file now, while the task runs. Raises OutputRefused where it is none of ours."""
@@ -84,6 +84,7 @@ class Outputs:
                 self._begin_upload(self._inside(str(path.relative_to(self._folder.parent))), self._name_of(path), None)
             except OutputRefused as error:
                 self._journal.say(str(error), WARNING)
+        self._collecting.set()
         if self._previews:
             await self._previews
         results = await asyncio.gather(*self._uploads.values(), return_exceptions=True)
@@ -180,6 +181,8 @@ class Outputs:
             except PutFailed as error:
                 _log.warning("upload of %s: %s", pieces[0].announcement["name"], error)
                 await asyncio.sleep(min(RETRY * 2.0**attempt, RETRY_MAX) * random.uniform(0.5, 1.0))
+                if error.wrong:
+                    return False
         answer = await self._ask("completeOutputs", outputIds=brought)
         return bool(answer["results"][0] == "VERIFIED")
 
@@ -223,9 +226,12 @@ class Outputs:
                 self._wanted = None
                 try:
                     await self._show(path)
-                except OutputRefused as error:
+                except (OutputRefused, OSError) as error:
                     self._journal.say(str(error), WARNING)
-                await asyncio.sleep(self._pause)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._collecting.wait(), self._pause)
+        except LeaseLost:
+            pass  # the next report finds out
         finally:
             self._previews = None
 
@@ -233,7 +239,7 @@ class Outputs:
         with _open(self._inside(path)) as file:
             data = await asyncio.to_thread(file.read, pictures.PREVIEW_SOURCE_LIMIT)
         picture = await asyncio.to_thread(pictures.preview, data, path)
-        piece = _picture_piece("PREVIEW", f"preview-{next(self._preview_numbers)}", picture)
+        piece = _picture_piece("PREVIEW", "preview", picture)
         grants = await self._grants([piece])
         if grants is None:  # a picture is one part in any case
             return

@@ -123,8 +123,8 @@ class Run:
             return None
         journal = self._desk.reporter.open(self.token)
         timeout = float(self._order["timeout"])
-        clock = asyncio.get_running_loop().call_later(timeout, self.stop, Stop.TIMED_OUT) if timeout > 0 else None
         directory = self._desk.state.new_directory(f"{self._order['workflow']}-{self._order['taskId'][:8]}")
+        clock = asyncio.get_running_loop().call_later(timeout, self.stop, Stop.TIMED_OUT) if timeout > 0 else None
         pause = self._desk.timings.latest_every
         outputs = Outputs(directory, journal, self._desk.call, self._desk.transfers, pause=pause)
         try:
@@ -133,8 +133,8 @@ class Run:
             if clock:
                 clock.cancel()
             await outputs.close()
+            await asyncio.to_thread(state.remove, directory)  # first: it may free the disk that the state needs
             self._desk.state.ended(directory)
-            await asyncio.to_thread(state.remove, directory)
 
     async def _execute_and_collect(self, directory: Path, journal: Journal, outputs: Outputs) -> Ending | None:
         ending = await self._staged(self._execute(directory, journal, outputs), EVERY) or self._stopped()

@@ -21,7 +21,11 @@ RETRY, RETRY_MAX = 0.5, 15.0  # seconds
 
 
 class PutFailed(Exception):
-    """The store did not take the bytes; a fresh signature or a later moment may help."""
+    """The store did not take the bytes; a fresh signature or a later moment may help, unless they are `wrong`."""
+
+    def __init__(self, message: str, *, wrong: bool = False) -> None:
+        super().__init__(message)
+        self.wrong = wrong
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class Transfers:
         except httpx.HTTPError as error:
             raise PutFailed(f"the store did not answer: {error!r}") from error
         if answer.status_code != httpx.codes.PRECONDITION_FAILED and not answer.is_success:
-            raise PutFailed(f"the store answered {answer.status_code}: {answer.text[:200]}")
+            wrong = answer.is_client_error and answer.status_code not in (401, 403, 404, 408, 409, 429)
+            raise PutFailed(f"the store answered {answer.status_code}: {answer.text[:200]}", wrong=wrong)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -119,7 +124,7 @@ async def _blocks(file: IO[bytes], start: int, length: int) -> AsyncIterator[byt
     while length > 0:
         block = await asyncio.to_thread(_read_at, file, min(BLOCK, length), start)
         if not block:
-            raise PutFailed("the file became shorter while it was uploaded")
+            raise PutFailed("the file became shorter while it was uploaded", wrong=True)
         start += len(block)
         length -= len(block)
         yield block

@@ -6,7 +6,9 @@ import struct
 import zlib
 from pathlib import Path
 
-from tests.agent_process import agent_process
+from PIL import Image
+
+from tests.agent_process import ROOT, agent_process
 from tests.agent_server import AgentServer
 
 EVENTS = "import json, os; events = os.fdopen(int(os.environ['RUNYARD_EVENTS_FD']), 'w', buffering=1)\n"
@@ -298,3 +300,80 @@ def _png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
     )
+
+
+async def test_output_is_there_while_the_task_runs(tmp_path: Path) -> None:
+    program = EVENTS + (
+        "import pathlib, time\n"
+        "open('outputs/early', 'w').write('early'); events.write('{\"output\": \"outputs/early\"}\\n')\n"
+        "while not pathlib.Path('../../../../gate').exists(): time.sleep(0.02)\n"
+    )
+    async with AgentServer().running() as server, agent_process(server, tmp_path, echo=program):
+        await server.until(lambda: server.agents)
+
+        lease = server.assign()
+        await server.until(lambda: lease.files == {"early": b"early"})
+        assert lease.state == "running"
+        (tmp_path / "gate").touch()
+        await server.until(lambda: lease.finish)
+
+        assert lease.files == {"early": b"early"}
+        assert len(lease.outputs) == 1
+
+
+async def test_program_that_cannot_be_started_is_refused(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, argv={"gone": ["/nowhere/tool"]}):
+        await server.until(lambda: server.agents)
+
+        lease = server.assign(command="gone")
+        await server.until(lambda: lease.finish)
+
+        assert lease.finish is not None
+        assert lease.finish["error"]["reason"] == "refused_by_agent"
+        assert "/nowhere/tool" in lease.finish["error"]["message"]
+
+
+async def test_many_tasks_at_once_each_keep_their_own(tmp_path: Path) -> None:
+    program = "import json; n = json.load(open('parameters.json'))['n']\nfor i in range(50): print(n, i)"
+    async with AgentServer().running() as server, agent_process(server, tmp_path, "--slots", "8", echo=program):
+        await server.until(lambda: server.agents)
+
+        leases = [server.assign(parameters={"n": n}) for n in range(8)]
+        await server.until(lambda: all(lease.finish for lease in leases))
+
+        assert [lease.log for lease in leases] == [[f"{n} {i}" for i in range(50)] for n in range(8)]
+
+
+async def test_store_that_keeps_other_bytes_gets_them_again(tmp_path: Path) -> None:
+    program = "import os; open(os.environ['RUNYARD_OUTPUTS'] + '/a', 'w').write('content')"
+    async with AgentServer().running() as server, agent_process(server, tmp_path, echo=program):
+        await server.until(lambda: server.agents)
+        server.put_faults = [400]
+
+        lease = server.assign()
+        await server.until(lambda: lease.finish)
+
+        assert lease.files == {"a": b"content"}
+        assert server.calls.count("beginOutputs") == 2
+
+
+async def test_example_workflow_runs_as_it_is_shipped(tmp_path: Path) -> None:
+    parameters = {"width": 256, "height": 128, "iterations": 40, "tile": 64, "palette": "ocean", "overlay": "id"}
+    shipped = (ROOT / "app" / "demo" / "agent.toml").read_text()
+    async with AgentServer().running() as server, agent_process(server, tmp_path, config=shipped):
+        await server.until(lambda: server.agents)
+        image = tmp_path / "white.png"
+        Image.new("RGB", (8, 8), (255, 255, 255)).save(image)
+        overlay = server.add_input("white.png", image.read_bytes(), parameter="overlay")
+
+        lease = server.assign(command="render", parameters=parameters, inputs=[overlay], workflow="render-fractal")
+        await server.until(lambda: lease.finish)
+
+        assert lease.finish is not None
+        assert lease.state == "completed"
+        assert set(lease.files) == {"palette.png", "image.png", "field.bin", "stats.json"}
+        assert len(lease.files["field.bin"]) == 256 * 128 * 4
+        assert lease.finish["result"]["pixels"] == 256 * 128
+        assert lease.progress[-1]["fraction"] == 1.0
+        assert lease.previews
+        assert "render" in server.agents["tester"].input["labels"]

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from app import children
@@ -50,31 +51,20 @@ class CommandRuntime:
         argv = fill(command.argv, attempt.parameters, own)
         events, events_end = os.pipe()
         try:
-            child = await children.start(
-                argv,
-                cwd=attempt.directory,
-                env=self._environment(command, own, events_end),
-                stdout=children.PIPE,
-                stderr=children.PIPE,
-                pass_fds=(events_end,),
-                guarded=True,
-            )
-        except (OSError, ValueError) as error:
+            child = await _start(argv, attempt.directory, self._environment(command, own, events_end), events_end)
+        except BaseException as error:
             os.close(events)
-            raise RefusedByAgent(f"command: expected to start {argv[0]!r}, found {error}") from None
+            if isinstance(error, OSError | ValueError):
+                raise RefusedByAgent(f"command: expected to start {argv[0]!r}, found {error}") from None
+            raise
         finally:
             os.close(events_end)
-        attempt.on_started(child.pid)
         ear = _Ear(attempt)
-        assert child.stdout is not None
-        assert child.stderr is not None
-        pumps = [
-            _LogPump(child.stdout, attempt.journal, STDOUT, INFO),
-            _LogPump(child.stderr, attempt.journal, STDERR, WARNING),
-            _EventPump(await children.reader(os.fdopen(events, "rb", buffering=0)), ear.hear),
-        ]
-        tasks = {asyncio.create_task(pump.run()): pump for pump in pumps}
+        tasks: dict[asyncio.Task[None], _Pump] = {}
         try:
+            attempt.on_started(child.pid)
+            for pump in await _pumps(child, events, attempt.journal, ear):
+                tasks[asyncio.create_task(pump.run())] = pump
             code = await child.wait()
             await _drain(tasks)
         finally:
@@ -102,6 +92,19 @@ class CommandRuntime:
             MARK: own["runyard.outputs"],
             "RUNYARD_EVENTS_FD": str(events),
         }
+
+
+async def _start(argv: list[str], directory: Path, env: dict[str, str], events: int) -> children.Child:
+    """The started child; where this is cancelled, it is stopped before anybody is told."""
+    start = children.start(
+        argv, cwd=directory, env=env, stdout=children.PIPE, stderr=children.PIPE, pass_fds=(events,), guarded=True
+    )
+    starting = asyncio.create_task(start)
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await (await starting).stop(0)
+        raise
 
 
 class _Pump:
@@ -185,6 +188,16 @@ class _Ear:
             self._attempt.journal.say(f"{text}; further faults of this kind are not listed", WARNING)
 
 
+async def _pumps(child: children.Child, events: int, journal: Journal, ear: _Ear) -> list[_Pump]:
+    assert child.stdout is not None
+    assert child.stderr is not None
+    return [
+        _LogPump(child.stdout, journal, STDOUT, INFO),
+        _LogPump(child.stderr, journal, STDERR, WARNING),
+        _EventPump(await children.reader(os.fdopen(events, "rb", buffering=0)), ear.hear),
+    ]
+
+
 async def _drain(pumps: Mapping[asyncio.Task[None], _Pump]) -> None:
     """Until the pipes are at their end: the group is gone, so only what left the group can still hold them."""
     quiet, pending = 0, set(pumps)
@@ -195,6 +208,8 @@ async def _drain(pumps: Mapping[asyncio.Task[None], _Pump]) -> None:
 
 async def _end(pumps: Mapping[asyncio.Task[None], _Pump]) -> None:
     """What the program said while it was stopping still counts; then the pipes are let go."""
+    if not pumps:
+        return
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.wait(pumps, timeout=0.2)
     for task in pumps:
