@@ -123,7 +123,7 @@ def interface_type(policy: Policy = Rule.WITH_PARENT, *, name: str | None = None
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(attribute,))
 def input_type(*, name: str | None = None, one_of: bool = False) -> Callable[[T], T]:
-    """An input type: every attribute with its description; optional ones have a default (None or `strawberry.UNSET`)."""
+    """An input type: attributes with descriptions; the optional ones have a default (None or `strawberry.UNSET`)."""
 
     def decorate(cls: T) -> T:
         return strawberry.input(cls, name=name, description=doc(cls), one_of=one_of)
@@ -150,7 +150,7 @@ def argument(description: str, *, name: str | None = None) -> StrawberryArgument
 
 
 def union(name: str, description: str = "") -> StrawberryUnion:
-    """`Annotated[Success | Refusals, union("SubmitTaskResult")]`: the result of a mutation, or any other named union."""
+    """`Annotated[Success | Refusals, union("SubmitTaskResult")]`: the result of a mutation, or another named union."""
     return strawberry.union(name, description=description or _result_description(name))
 
 

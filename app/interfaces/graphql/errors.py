@@ -16,7 +16,7 @@ from app.interfaces.graphql.types.refusal import Fault, Refusal, RefusalCode
 
 
 def refusal_of(error: errors.DomainError, *, first: Callable[[UUID], str] = str) -> Refusal | None:
-    """The refusal that tells of `error`, or None where it is a fault; `first` writes the id of an idempotency conflict."""
+    """The refusal that tells of `error`, None where it is a fault; `first` writes the id of an idempotency conflict."""
     make = _MEMBERS.get(error.code)
     if make is None:
         return None

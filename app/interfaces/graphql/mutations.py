@@ -1,4 +1,4 @@
-"""How a mutation is declared: its resolver returns the success or lets the service's refusal pass, never both by hand."""
+"""How a mutation is declared: its resolver returns the success, or lets the service's refusal pass."""
 
 from collections.abc import Callable
 from functools import cached_property

@@ -42,7 +42,7 @@ def policy_of(field: StrawberryField) -> Policy | None:
 
 
 def check(schema: strawberry.Schema) -> None:
-    """Raise `PolicyMissing` that names every field of `schema` without a policy; a root field has no parent to lean on."""
+    """Raise `PolicyMissing` that names every field without a policy; a root field has no parent to lean on."""
     missing = [
         name for name, policy in walk(schema) if policy is None or (policy is Rule.WITH_PARENT and _is_root(name))
     ]
