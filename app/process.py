@@ -18,6 +18,7 @@ import uvicorn
 
 from app.asgi import create_asgi
 from app.interfaces.engine.wire import SocketProtocol
+from app.interfaces.engine.wire import SocketProtocol
 from app.settings import Settings, WrongSetting
 from app.wiring import App, open_app
 
@@ -60,7 +61,7 @@ class Running:
 
 async def serve(settings: Settings) -> None:
     """Serve until asked to stop; the first time, say how the owner signs in."""
-    async with serving(settings) as running:
+    async with serving(settings, stop=asked_to_stop()) as running:
         log.info("serving", extra={"address": running.url})
         if (link := await running.app.first_run_link()) is not None:
             sys.stdout.write(f"\n  No user yet. Make the owner, within a day, by this one-time link:\n\n    {link}\n\n")
@@ -68,12 +69,17 @@ async def serve(settings: Settings) -> None:
         await running.until_end()
 
 
-@contextlib.asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[Running]:
-    """An open App behind a listening server, with its loops and signal handlers; all of it ends with the context."""
+def asked_to_stop() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT from now on."""
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+    return stop
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings, *, stop: asyncio.Event) -> AsyncIterator[Running]:
+    """An open App behind a listening server, with its loops; all of it ends with the context."""
     with _bound(settings) as listener:
         settings = settings.model_copy(update=_addresses(settings, listener))
         async with open_app(settings) as app:
