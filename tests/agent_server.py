@@ -323,7 +323,7 @@ class AgentServer:
             "lease": self._lease_seconds,
             "beat": self._beat_seconds,
             "keep": [t for t in input["holding"] if t in mine],
-            "drop": [t for t in input["holding"] if self.leases[t].state == "lost"],
+            "drop": [t for t in input["holding"] if t not in mine],
             "agentSecret": agent.secret if first else None,
         }
 
@@ -437,7 +437,7 @@ class AgentServer:
 
     def beat(self, info: Any, session: int, holding: list[str]) -> dict[str, Any]:
         self.beats.append(holding)
-        return {"drop": [t for t in holding if self.leases[t].state == "lost"]}
+        return {"drop": [t for t in holding if self.leases[t].state not in ("queued", "running")]}
 
     def _wake(self, agent: str) -> None:
         if agent in self.agents:

@@ -88,8 +88,9 @@ class Run:
         if why in self._stops:
             return
         _log.info("task %s is stopped: %s", self._order["taskId"], why.value)
+        if not self._over:  # a lease that is over stays over: what was said of its grace counts
+            self._give(why, grace)
         self._stops.append(why)
-        self._give(why, grace)
         if self._stage and why in self._cut_by:
             self._cut_by = frozenset()  # once: a second cancellation would cut the grace short
             self._stage.cancel()
