@@ -10,10 +10,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from app.domain.task import TERMINAL, TaskState
+from app.domain.task import LEASED, TERMINAL, TaskState
 from app.persistence.database import Database, Record
 
-POSITIONS = 1000  # where counting the tasks ahead stops
+_WAITING = [str(TaskState.PENDING), str(TaskState.WAITING), str(TaskState.PROVISIONING)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +67,6 @@ class AttemptRecord:
     outcome: str | None
     reason: str | None
     error: dict[str, Any] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """Why a task waits at this moment, and how many are ahead of it: an estimate, counted up to 1,000."""
-
-    reason: str
-    ahead: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +144,15 @@ class TaskReads:
             attempts.setdefault(row["task_id"], []).append(AttemptRecord(**row))
         return attempts
 
-    async def waiting(self, team_ids: Collection[UUID], ids: Sequence[UUID]) -> dict[UUID, Waiting]:
+    async def waiting_reasons(self, team_ids: Collection[UUID], ids: Sequence[UUID]) -> dict[UUID, str]:
         """Why those of `ids` that wait do so, computed now; without those that do not wait."""
-        rows = await self._database.fetch(_WAITING, list(ids), list(team_ids), POSITIONS + 1)
-        return {row["task_id"]: Waiting(reason=row["reason"], ahead=row["ahead"]) for row in rows}
+        rows = await self._database.fetch(_REASONS, list(ids), list(team_ids), _WAITING)
+        return {row["task_id"]: row["reason"] for row in rows}
+
+    async def tasks_ahead(self, team_ids: Collection[UUID], ids: Sequence[UUID], *, most: int) -> dict[UUID, int]:
+        """About how many tasks run before each of `ids` that waits, counted up to `most`."""
+        rows = await self._database.fetch(_AHEAD, list(ids), list(team_ids), _WAITING, most)
+        return {row["task_id"]: row["ahead"] for row in rows}
 
     async def last_parameters(
         self, team_id: UUID, workflow_ids: Sequence[UUID], submitter_id: UUID
@@ -200,9 +197,9 @@ class _Query:
         if self._states is None:
             return self._newest(f"SELECT t.id FROM task t WHERE {self.where()}", "t.id")
         parts = [self._ended(state) for state in self._states if state in TERMINAL]
-        live = [str(state) for state in self._states if state not in TERMINAL]
-        if live:
-            parts.append(self._live(live))
+        for held in (True, False):
+            live = [str(s) for s in self._states if s not in TERMINAL and (s in LEASED) is held]
+            parts += [self._live(live, held=held)] if live else []
         if not parts:  # no state at all is what no task is in
             return f"SELECT t.id FROM task t WHERE false AND {self.where()}"
         return self._newest(f"SELECT id FROM ({' UNION ALL '.join(parts)}) parts", "id")
@@ -235,9 +232,11 @@ class _Query:
         )
         return f"({self._newest(query, 'e.task_id')})"
 
-    def _live(self, states: list[str]) -> str:
+    def _live(self, states: list[str], *, held: bool) -> str:
+        """Those of `held` states begin at the slots: a backlog must not slow the list of what runs."""
+        slots = f"slot o JOIN task_live l ON l.task_id = o.task_id AND o.team_id = {self._team}"
         query = (
-            f"SELECT l.task_id AS id FROM task_live l JOIN task t ON t.id = l.task_id "
+            f"SELECT l.task_id AS id FROM {slots if held else 'task_live l'} JOIN task t ON t.id = l.task_id "
             f"WHERE l.team_id = {self._team} AND l.state = ANY({self.value(states)}::text[]) "
             f"AND {self.where('l.task_id')}"
         )
@@ -271,32 +270,41 @@ FROM task_live WHERE task_id = ANY($1::uuid[]) AND team_id = ANY($2::uuid[]) AND
 ORDER BY task_id, no
 """
 
-# An agent fits where it offers every label that the task's lane requires.
-_WAITING = """
-SELECT l.task_id,
-  CASE
-    WHEN EXISTS (SELECT FROM later WHERE later.task_id = l.task_id AND kind = 'retry') THEN 'backing_off'
-    WHEN bool_or(fits.free) THEN 'agent_syncing'
-    WHEN bool_or(fits.open) THEN 'all_busy'
-    WHEN bool_or(fits.open IS NOT NULL) THEN 'agent_paused'
-    ELSE 'no_matching_agent'
-  END AS reason,
-  (SELECT count(*) FROM (
-    SELECT FROM ready y JOIN lane o ON o.id = y.lane_id
-    WHERE o.team_id = l.team_id AND o.requirement_id = a.requirement_id AND (y.rank, y.task_id) < (l.rank, l.task_id)
-    LIMIT $3
-  ) before) AS ahead
-FROM task_live l
-JOIN lane a ON a.id = l.lane_id
-JOIN requirement r ON r.id = a.requirement_id
-LEFT JOIN LATERAL (
-  SELECT bool_or(slot.open) AS open, bool_or(slot.open AND slot.task_id IS NULL) AS free
-  FROM offer JOIN slot ON slot.offer_id = offer.id AND slot.team_id = offer.team_id
-  WHERE offer.team_id = l.team_id AND offer.labels @> r.labels
-  HAVING count(*) > 0
-) fits ON true
-WHERE l.task_id = ANY($1::uuid[]) AND l.team_id = ANY($2::uuid[]) AND l.state IN ('pending', 'waiting')
-GROUP BY l.task_id, l.team_id, l.rank, a.requirement_id
+# An agent fits where it offers every label that the task's lane requires. Slots are read once, not once a task.
+_REASONS = """
+WITH w AS MATERIALIZED (
+  SELECT l.task_id, l.team_id, a.requirement_id,
+    EXISTS (SELECT FROM later WHERE later.task_id = l.task_id AND kind = 'retry') AS backing_off
+  FROM task_live l JOIN lane a ON a.id = l.lane_id
+  WHERE l.task_id = ANY($1::uuid[]) AND l.team_id = ANY($2::uuid[]) AND l.state = ANY($3::text[])
+),
+offered AS MATERIALIZED (
+  SELECT team_id, offer_id, bool_or(open) AS open, bool_or(open AND task_id IS NULL) AS free
+  FROM slot WHERE team_id IN (SELECT team_id FROM w) GROUP BY team_id, offer_id
+),
+fits AS MATERIALIZED (
+  SELECT r.id AS requirement_id, bool_or(o.open) AS open, bool_or(o.free) AS free
+  FROM requirement r JOIN offered o ON o.team_id = r.team_id JOIN offer f ON f.id = o.offer_id AND f.labels @> r.labels
+  WHERE r.id IN (SELECT requirement_id FROM w) GROUP BY r.id
+)
+SELECT w.task_id, CASE
+  WHEN w.backing_off THEN 'backing_off'
+  WHEN fits.free THEN 'agent_syncing'
+  WHEN fits.open THEN 'all_busy'
+  WHEN fits.requirement_id IS NOT NULL THEN 'agent_paused'
+  ELSE 'no_matching_agent'
+END AS reason
+FROM w LEFT JOIN fits USING (requirement_id)
+"""
+
+_AHEAD = """
+SELECT l.task_id, (SELECT count(*) FROM (
+  SELECT FROM ready y JOIN lane o ON o.id = y.lane_id
+  WHERE o.team_id = l.team_id AND o.requirement_id = a.requirement_id AND (y.rank, y.task_id) < (l.rank, l.task_id)
+  LIMIT $4
+) before) AS ahead
+FROM task_live l JOIN lane a ON a.id = l.lane_id
+WHERE l.task_id = ANY($1::uuid[]) AND l.team_id = ANY($2::uuid[]) AND l.state = ANY($3::text[])
 """
 
 _LAST_PARAMETERS = """

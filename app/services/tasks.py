@@ -34,7 +34,6 @@ from app.persistence.tasks import TaskDetails as TaskDetails
 from app.persistence.tasks import TaskFilter as TaskFilter
 from app.persistence.tasks import TaskReads
 from app.persistence.tasks import TaskRecord as TaskRecord
-from app.persistence.tasks import Waiting as Waiting
 from app.services.access import Permission, Viewer
 from app.services.feed_publisher import FeedPublisher
 from app.services.scheduler import Scheduler
@@ -47,6 +46,7 @@ MAX_TOTAL = 10_001
 """Where counting stops: lists say "more than 10,000"."""
 MAX_CANCEL = 100  # tasks of one call
 EVENTS = 256  # of one page
+POSITIONS = 1000  # where counting the tasks ahead stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +180,13 @@ class TaskService:
         """The tries of those that the viewer may see and that were tried, in order, the running one last."""
         return await self._reads.attempts(_readable(viewer), ids)
 
-    async def waiting(self, viewer: Viewer, ids: Sequence[UUID]) -> dict[UUID, Waiting]:
-        """Why those that wait do so, computed now."""
-        return await self._reads.waiting(_readable(viewer), ids)
+    async def waiting_reasons(self, viewer: Viewer, ids: Sequence[UUID]) -> dict[UUID, str]:
+        """Why those that wait do so, computed now; without those that do not wait."""
+        return await self._reads.waiting_reasons(_readable(viewer), ids)
+
+    async def queue_positions(self, viewer: Viewer, ids: Sequence[UUID]) -> dict[UUID, int]:
+        """About how many tasks run before each that waits, counted up to 1,000: an estimate."""
+        return await self._reads.tasks_ahead(_readable(viewer), ids, most=POSITIONS)
 
     async def last_parameters(
         self, viewer: Viewer, team_id: UUID, workflow_ids: Sequence[UUID]

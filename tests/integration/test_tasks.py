@@ -143,7 +143,8 @@ async def test_what_belongs_to_another_team_does_not_exist(world: World) -> None
     assert await world.tasks.details(stranger, [task.id]) == {}
     (page,) = await world.tasks.events(stranger, [EventPage(task_id=task.id, after=None, limit=10)])
     assert isinstance(page, NotFound)
-    assert await world.tasks.waiting(stranger, [task.id]) == {}
+    assert await world.tasks.waiting_reasons(stranger, [task.id]) == {}
+    assert await world.tasks.queue_positions(stranger, [task.id]) == {}
     (outcome,) = await world.tasks.cancel(stranger, [task.id])
     assert isinstance(outcome.refusal, NotFound)
     assert (await world.tasks.get(world.owner, task.id)).state in STORED
@@ -300,8 +301,9 @@ async def test_why_a_task_waits_is_computed_when_it_is_asked(world: World) -> No
     first, second = await world.submit(), await world.submit()
 
     async def why() -> tuple[str, int]:
-        found = (await world.tasks.waiting(world.owner, [first.id, second.id]))[second.id]
-        return found.reason, found.ahead
+        ids = [first.id, second.id]
+        reasons = await world.tasks.waiting_reasons(world.owner, ids)
+        return reasons[second.id], (await world.tasks.queue_positions(world.owner, ids))[second.id]
 
     assert await why() == ("no_matching_agent", 1)
     await world.offer(slots=1)
@@ -310,7 +312,7 @@ async def test_why_a_task_waits_is_computed_when_it_is_asked(world: World) -> No
     assert await why() == ("all_busy", 0)
     await database.rows("UPDATE slot SET open = false RETURNING no")
     assert await why() == ("agent_paused", 0)
-    assert set(await world.tasks.waiting(world.owner, [first.id, second.id])) == {second.id}
+    assert set(await world.tasks.waiting_reasons(world.owner, [first.id, second.id])) == {second.id}
 
 
 async def test_a_failed_task_tells_its_error_attempts_and_last_lines(world: World) -> None:

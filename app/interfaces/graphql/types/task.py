@@ -32,7 +32,7 @@ from app.interfaces.graphql.types.attempt import TaskAttempt, TaskError, error, 
 from app.interfaces.graphql.types.event import TaskEvent, TaskPreview, TaskProgress
 from app.interfaces.graphql.types.user import User, load_users
 from app.services.access import Viewer
-from app.services.tasks import EventPage, TaskDetails, TaskFilter, TaskRecord, Waiting
+from app.services.tasks import EventPage, TaskDetails, TaskFilter, TaskRecord
 
 if TYPE_CHECKING:
     from app.interfaces.graphql.types.output import Output
@@ -65,14 +65,12 @@ class Task(Node):
     @field()
     async def waiting_reason(self, info: Info) -> Reason | None:
         """Why it waits, as of now; null where it does not."""
-        waiting = await info.context.loaders.of(load_waiting, info.context).load(self.row.id)
-        return None if waiting is None else live.reason(waiting.reason)
+        return await info.context.loaders.of(load_waiting_reasons, info.context).load(self.row.id)
 
     @field()
     async def queue_position(self, info: Info) -> int | None:
         """About how many tasks are ahead of it, counted up to 1000; null where it does not wait."""
-        waiting = await info.context.loaders.of(load_waiting, info.context).load(self.row.id)
-        return None if waiting is None else min(waiting.ahead, 1000)
+        return await info.context.loaders.of(load_queue_positions, info.context).load(self.row.id)
 
     @field()
     async def parameters(self, info: Info) -> JSON:
@@ -309,9 +307,15 @@ async def load_event_pages(context: Context, wanted: list[EventPage]) -> list[An
     return list(await context.services.tasks.events(context.viewer, wanted))
 
 
-async def load_waiting(context: Context, ids: list[UUID]) -> list[Waiting | None]:
+async def load_waiting_reasons(context: Context, ids: list[UUID]) -> list[Reason | None]:
     """Why these tasks wait; None for those that do not."""
-    found = await context.services.tasks.waiting(context.viewer, ids)
+    found = await context.services.tasks.waiting_reasons(context.viewer, ids)
+    return [live.reason(found.get(id)) for id in ids]
+
+
+async def load_queue_positions(context: Context, ids: list[UUID]) -> list[int | None]:
+    """How many are ahead of these tasks; None for those that do not wait."""
+    found = await context.services.tasks.queue_positions(context.viewer, ids)
     return [found.get(id) for id in ids]
 
 
