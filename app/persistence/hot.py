@@ -398,6 +398,7 @@ def _finished(row: Record, item: Finish, reports: Reports) -> Finished:
         row["again"],
         (*events, _status(row, "seq")),
         freed=item.lease.agent_id,
+        revision=row["revision"] or 0,
     )
 
 

@@ -145,6 +145,7 @@ class Finished:
     events: tuple[Event, ...] = ()
     expected: int = 0
     freed: UUID | None = None  # the agent whose slot became free
+    revision: int = 0  # of the latest values, as the task ended with them
 
 
 @dataclass(frozen=True, slots=True)

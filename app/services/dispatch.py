@@ -186,7 +186,9 @@ class DispatchService:
         )
         answer: Finished = await self._hot.finish(item)
         if answer.events and answer.state is not None:
-            batch = Batch(self._epoch(), answer.events[0].seq, answer.events[-1].seq, answer.state, answer.events)
+            first, last = answer.events[0].seq, answer.events[-1].seq
+            latest = (item.progress, None, answer.revision)
+            batch = Batch(self._epoch(), first, last, answer.state, answer.events, *latest)
             self._publisher.task_changed(agent.team_id, item.lease.task_id, batch)
         if answer.freed is not None:
             self._scheduler.freed(agent.team_id, answer.freed)

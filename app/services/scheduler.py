@@ -146,9 +146,11 @@ class Scheduler:
     async def _plan(self, team_id: UUID, causes: Causes) -> Plan:
         known = await self._interned(team_id)
         lanes = set(known.lanes) if causes.everything else causes.lanes & known.lanes.keys()
-        by_lane = self._reads.free_slots(team_id, known.offers_for(lanes), depth=DEPTH)
-        slots = set(await by_lane if lanes else ())
-        slots |= set(await self._reads.free_slots_of(causes.agents, depth=DEPTH) if causes.agents else ())
+        slots: set[FreeSlot] = set()
+        if lanes:
+            slots |= set(await self._reads.free_slots(team_id, known.offers_for(lanes), depth=DEPTH))
+        if causes.agents:
+            slots |= set(await self._reads.free_slots_of(causes.agents, depth=DEPTH))
         lanes = lanes | known.lanes_for({slot.offer_id for slot in slots})
         heads = known.heads(await self._reads.heads(lanes, depth=min(DEPTH, len(slots) + 1)) if lanes else ())
         return plan(heads, slots, offers=known.offers, holding=await self._holding(team_id, heads, slots))

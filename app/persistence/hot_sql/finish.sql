@@ -91,5 +91,7 @@ o AS (
   INSERT INTO outbox (team_id, task_id, seq, kind)
   SELECT c.team_id, c.task_id, c.seq, li.kind FROM c JOIN listener li ON li.team_id = c.team_id
 )
-SELECT i.n, now.at, l.team_id, l.had, l.gap, l.next, l.fits, l.base, x.state, x.again, x.seq, c.body
-FROM i CROSS JOIN now LEFT JOIN l ON l.n = i.n LEFT JOIN x ON x.n = i.n LEFT JOIN c ON c.n = i.n ORDER BY i.n
+SELECT i.n, now.at, l.team_id, l.had, l.gap, l.next, l.fits, l.base, x.state, x.again, x.seq, c.body,
+  d.revision + (x.progress IS NOT NULL OR x.preview IS NOT NULL)::int AS revision
+FROM i CROSS JOIN now LEFT JOIN l ON l.n = i.n LEFT JOIN x ON x.n = i.n LEFT JOIN c ON c.n = i.n
+LEFT JOIN d ON d.n = i.n ORDER BY i.n
