@@ -67,10 +67,16 @@ class View:
                 self.lines.append(f"output {event['name']} ({event['size']:,} bytes)")
         if snapshot := batch["snapshot"]:
             self.state = snapshot["task"]["state"].lower()
-        progress = batch["progress"] or {}
-        if progress.get("total"):
-            self.bar.update(self.bar.task_ids[0], total=progress["total"], completed=progress["step"])
+        self._advance(batch["progress"] or {})
         self.bar.update(self.bar.task_ids[0], description=self.state)
+
+    def _advance(self, progress: dict[str, Any]) -> None:
+        """By steps where the workflow counts them, else by the fraction of those that it counted before."""
+        (bar,) = self.bar.tasks
+        if progress.get("total"):
+            self.bar.update(bar.id, total=progress["total"], completed=progress["step"] or 0)
+        elif progress.get("fraction") is not None and bar.total:
+            self.bar.update(bar.id, completed=progress["fraction"] * bar.total)
 
     def __rich__(self) -> Group:
         return Group(
