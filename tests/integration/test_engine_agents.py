@@ -1,7 +1,7 @@
 """The agents' contract spoken by the agent's own client to a whole server: over a socket, and by HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
+import orjson
 import pytest
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 from app import settings
 from app.agent.client import Socket, Transport
@@ -281,3 +284,75 @@ async def test_a_revoked_key_loses_its_socket(world: World) -> None:
 
         await until(agent.transport.closed.done, within=20, what="the socket to be closed")
         assert isinstance(agent.transport.closed.result(), Forbidden)
+
+
+WATCH = """
+subscription($id: ID!) {
+  taskEvents(taskId: $id) {
+    from to cursor
+    snapshot { state }
+    progress { fraction }
+    events { __typename seq ... on TaskStatusChanged { state } ... on TaskLogged { lines } }
+  }
+}
+"""
+SUBMIT = """
+mutation($input: SubmitTaskInput!) {
+  submitTask(input: $input) { __typename ... on SubmitTaskSuccess { task { id state } } ... on Refusal { code message }
+  }
+}
+"""
+
+
+async def test_a_watcher_hears_what_the_agent_says(world: World) -> None:
+    key = await world.key(KeyKind.INTEGRATION, scopes=[Scope.RUN])
+    async with world.agent("socket") as agent, httpx.AsyncClient(base_url=world.url, trust_env=False) as client:
+        submitted = await client.post(
+            "/graphql",
+            json={"query": SUBMIT, "variables": {"input": {"workflow": "echo", "parameters": {"words": "hello"}}}},
+            headers={"authorization": f"Bearer {key}"},
+        )
+        task = submitted.json()["data"]["submitTask"]["task"]
+        async with watching(world, key, task["id"]) as batches:
+            heard = [await anext(batches)]
+            token = (await agent.order())["token"]
+            await agent.say("acknowledge", tokens=[token])
+            await agent.say("report", reports=[{**REPORT, "token": token}])
+            result = {"token": token, "number": 2, "events": [], "outcome": "COMPLETED"}
+            await agent.say("finish", results=[result])
+            heard += [batch async for batch in batches]
+
+    events = [event for batch in heard for event in batch["events"]]
+    assert heard[0]["snapshot"]["state"] in {"PENDING", "QUEUED"}
+    assert [event["state"] for event in events if "state" in event][-2:] == ["RUNNING", "COMPLETED"]
+    assert [event["lines"] for event in events if "lines" in event] == [["hello"]]
+    assert {"fraction": 0.5} in [batch["progress"] for batch in heard]
+    seqs = [event["seq"] for event in events]
+    assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
+
+
+REPORT = {
+    "number": 1,
+    "events": [{"stream": "STDOUT", "level": "INFO", "firstLine": 1, "lines": ["hello"]}],
+    "progress": {"fraction": 0.5},
+}
+
+
+@asynccontextmanager
+async def watching(world: World, key: str, task_id: str) -> AsyncIterator[AsyncGenerator[dict[str, Any], None]]:
+    """The batches of one task's events, over a socket of its own, until the stream is complete."""
+    address = world.url.replace("http", "ws") + "/graphql"
+    async with connect(address, subprotocols=[Subprotocol("graphql-transport-ws")], proxy=None) as socket:
+        await socket.send(orjson.dumps({"type": "connection_init", "payload": {"authorization": key}}).decode())
+        assert orjson.loads(await socket.recv())["type"] == "connection_ack"
+        payload = {"query": WATCH, "variables": {"id": task_id}}
+        await socket.send(orjson.dumps({"id": "1", "type": "subscribe", "payload": payload}).decode())
+
+        async def batches() -> AsyncGenerator[dict[str, Any], None]:
+            while True:
+                message = orjson.loads(await asyncio.wait_for(socket.recv(), 10))
+                if message["type"] == "complete":
+                    return
+                yield message["payload"]["data"]["taskEvents"]
+
+        yield batches()
