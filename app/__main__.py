@@ -1,10 +1,10 @@
 """The command line `runyard`: it reads its arguments and calls one function.
 
-    runyard serve      the API, the scheduler and their loops (our own PostgreSQL and Valkey where none are set)
-    runyard demo       a server, one agent and the example workflow, live in this terminal
-    runyard migrate    bring the tables to this version
-    runyard link       a one-time sign-in link for a user, for whoever can run this on the server
-    runyard schema     print schema.graphql, or check it
+runyard serve      the API, the scheduler and their loops (our own PostgreSQL and Valkey where none are set)
+runyard demo       a server, one agent and the example workflow, live in this terminal
+runyard migrate    bring the tables to this version
+runyard link       a one-time sign-in link for a user, for whoever can run this on the server
+runyard schema     print schema.graphql, or check it
 """
 
 import argparse

@@ -18,7 +18,6 @@ import uvicorn
 
 from app.asgi import create_asgi
 from app.interfaces.engine.wire import SocketProtocol
-from app.interfaces.engine.wire import SocketProtocol
 from app.settings import Settings, WrongSetting
 from app.wiring import App, open_app
 

@@ -1,7 +1,7 @@
 """`runyard demo`: a server, one agent and the example workflow, over the same doors that everybody uses.
 
-The task runs first; the explorer is built beside it and its address printed when it is ready. Everything that is started
-here ends with this process, also when it is killed.
+The task runs first; the explorer is built beside it and its address printed when it is ready. Everything that is
+started here ends with this process, also when it is killed.
 """
 
 import asyncio
@@ -39,8 +39,8 @@ class DemoFailed(Exception):
 async def demo(settings: Settings, *, once: bool, out: Path, any_port: bool) -> None:
     """Run the example and show it in the terminal; then serve until Ctrl-C, or end at once with `once`.
 
-    Files go to `out`, what the servers keep to `demo` in the data directory. Takes another port where `any_port` and the
-    usual one is taken. Raises `DemoFailed` where the task does not complete.
+    Files go to `out`, what the servers keep to `demo` in the data directory. Takes another port where `any_port` and
+    the usual one is taken. Raises `DemoFailed` where the task does not complete.
     """
     console = Console()
     settings = settings.model_copy(update={"data_dir": settings.data_dir / "demo"})

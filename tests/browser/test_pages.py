@@ -15,7 +15,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from app.interfaces.web import pages
 from app.process import Running, serving
 from app.services.tasks import Submit
-from app.settings import Settings
+from app.settings import load
 from tests.waiting import until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -94,7 +94,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def visit(browser: Browser, database_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Visit]:
-    settings = Settings(database_url=database_url, redis_url=redis_url, data_dir=tmp_path, port=0)  # type: ignore[arg-type]
+    settings = load({"database_url": database_url, "redis_url": redis_url, "data_dir": tmp_path, "port": 0})
     async with serving(settings, stop=asyncio.Event()) as running:
         context = await browser.new_context()
         page = await context.new_page()
