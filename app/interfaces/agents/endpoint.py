@@ -1,5 +1,6 @@
 """`/agent/graphql`: the agents' schema over one WebSocket, or by HTTP with orders as server-sent events."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ from app.interfaces.engine.request import Credentials, Exchange
 from app.services.access import AgentIdentity
 from app.services.bundle import Services
 
-LIMITS = Limits(body=2 * MIB, message=2 * MIB, depth=5, aliases=0, root_fields=1, directives=0, documents=64)
+LIMITS = Limits(
+    body=2 * MIB, message=2 * MIB, depth=5, aliases=0, root_fields=1, directives=0, documents=64, operations=128
+)
 """An agent's operations have one root field each. What comes in is larger than from a browser: an order carries
 parameters of up to 1 MiB, and so may a report."""
 
@@ -25,7 +28,8 @@ def agents_endpoint(
 ) -> Endpoint:
     """The ASGI application of `/agent/graphql`; `keys` sign what an agent by HTTP is recognised by, the first mints."""
     interface = AgentsInterface(services=services, authentication=authentication, passes=Passes(keys), limits=limits)
-    return Endpoint(schema.build(), interface)
+    # Agents talk all the time: their operations are no news.
+    return Endpoint(schema.build(), interface, log_level=logging.DEBUG)
 
 
 @dataclass(frozen=True, kw_only=True)

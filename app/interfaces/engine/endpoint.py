@@ -1,5 +1,6 @@
 """One path that speaks GraphQL: HTTP and WebSocket over the same engine."""
 
+import logging
 from collections.abc import Sequence
 
 from graphql import ASTValidationRule, GraphQLSchema
@@ -14,9 +15,14 @@ class Endpoint:
     """An ASGI application for one interface."""
 
     def __init__(
-        self, schema: GraphQLSchema, interface: Interface, *, rules: Sequence[type[ASTValidationRule]] = ()
+        self,
+        schema: GraphQLSchema,
+        interface: Interface,
+        *,
+        rules: Sequence[type[ASTValidationRule]] = (),
+        log_level: int = logging.INFO,
     ) -> None:
-        engine = Engine(schema, interface.limits, rules=rules)
+        engine = Engine(schema, interface.limits, rules=rules, log_level=log_level)
         self._http = HttpEndpoint(engine, interface)
         self._socket = SocketEndpoint(engine, interface)
 

@@ -109,10 +109,18 @@ class Answer:
 
 
 class Engine:
-    """One executable schema with its documents."""
+    """One executable schema with its documents; each operation is logged at `log_level`."""
 
-    def __init__(self, schema: GraphQLSchema, limits: Limits, *, rules: Sequence[type[ASTValidationRule]] = ()) -> None:
+    def __init__(
+        self,
+        schema: GraphQLSchema,
+        limits: Limits,
+        *,
+        rules: Sequence[type[ASTValidationRule]] = (),
+        log_level: int = logging.INFO,
+    ) -> None:
         self.limits = limits
+        self._log_level = log_level
         self._schema = schema
         self._documents = Documents(schema, limits, rules)
 
@@ -139,7 +147,7 @@ class Engine:
             answer = refusal(Refused([domain_error(self._too_slow())], STATUS[Code.UNAVAILABLE]))
         except Exception as error:
             answer = refusal(Refused([unexpected(error, request_id=operation.request_id)], STATUS[Code.INTERNAL]))
-        _log(operation, began, answer.errors)
+        self._log(operation, began, answer.errors)
         return answer
 
     async def stream(self, operation: Operation, make_context: MakeContext) -> AsyncGenerator[bytes, None]:
@@ -150,7 +158,7 @@ class Engine:
         began = time.perf_counter()
         try:
             executor, source = await self._open(operation, make_context)
-            _log(operation, began, ())
+            self._log(operation, began, ())
             async with aclosing(_closable(source)) as events:
                 async for event in events:
                     yield await self._event(executor, event, operation, make_context)
@@ -197,6 +205,19 @@ class Engine:
             raise _refused(executor, operation.request_id)
         return executor
 
+    def _log(self, operation: Operation, began: float, errors: Sequence[dict[str, Any]]) -> None:
+        if not log.isEnabledFor(self._log_level):
+            return
+        name = (operation.name or "(anonymous)")[:MAX_NAME]
+        codes = ",".join(error["extensions"]["code"] for error in errors)
+        told = {
+            "operation": name,
+            "document": operation.document.digest,
+            "request_id": operation.request_id,
+            "ms": round((time.perf_counter() - began) * 1000, 1),
+        }
+        log.log(self._log_level, "%s %s %s", operation.node.operation.value, name, codes or "ok", extra=told)
+
     def _too_slow(self) -> LimitExceeded:
         return LimitExceeded(f"the operation did not end within {self.limits.deadline:g} s and was stopped")
 
@@ -236,22 +257,3 @@ def refusal(refused: Refused) -> Answer:
     """The answer to a request that is not executed."""
     payload = orjson.dumps({"errors": refused.errors})
     return Answer(payload=payload, status=refused.status, executed=False, errors=tuple(refused.errors))
-
-
-def _log(operation: Operation, began: float, errors: Sequence[dict[str, Any]]) -> None:
-    if not log.isEnabledFor(logging.INFO):
-        return
-    name = (operation.name or "(anonymous)")[:MAX_NAME]
-    codes = [error["extensions"]["code"] for error in errors]
-    log.info(
-        "%s %s %s",
-        operation.node.operation.value,
-        name,
-        ",".join(codes) or "ok",
-        extra={
-            "operation": name,
-            "document": operation.document.digest,
-            "request_id": operation.request_id,
-            "ms": round((time.perf_counter() - began) * 1000, 1),
-        },
-    )
