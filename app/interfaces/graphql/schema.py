@@ -54,8 +54,9 @@ How to add a noun, say `team`:
    fresh loaders. The file ends with `NOUN = Noun(query=..., mutation=TeamMutations, nodes={Kind.TEAM:
    load_team_nodes})`, where `async def load_team_nodes(context, ids)` returns the visible ones in the order of `ids`
    and None for the others.
-4. Add the module to NOUNS below, run `python -m app schema` (the committed SDL) and the contract tests: they print the
-   new lines of `tests/contract/policies.txt`.
+   The type that a subscription streams stands above its class: a name in quotes is not found inside `AsyncGenerator`.
+4. Add the module to NOUNS below, then write the committed contract anew, and look at what changed in both files:
+   `runyard schema > schema.graphql`, `python -m app.interfaces.graphql.policies > tests/contract/policies.txt`.
 """
 
 from collections.abc import Mapping, Sequence
