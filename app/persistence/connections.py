@@ -63,11 +63,15 @@ _NOT_NOW = (
 _TRANSACTION_TIMEOUT = "25P04"
 
 
+class WrongDatabase(Exception):
+    """This database cannot be used; the message says what was expected, what was found, and what to do."""
+
+
 def checked_url(url: str) -> str:
     """`url` as asyncpg takes it: `postgresql://user:password@host:port/database` or `...@/database?host=SOCKETDIR`."""
     scheme = urlsplit(url).scheme
     if scheme not in ("postgresql", "postgres"):
-        raise ValueError(f"expected a database URL that begins with postgresql://, found {scheme or 'no scheme'}://")
+        raise WrongDatabase(f"expected a URL that begins with postgresql://, found {scheme or 'no scheme'}://")
     return url
 
 
@@ -93,9 +97,14 @@ def not_now(error: BaseException) -> str | None:
 
 
 async def connect(url: str, settings: Mapping[str, str] = MIGRATING) -> "asyncpg.Connection[asyncpg.Record]":
-    """One connection of its own, for what must not share a pool."""
-    with translated():
-        return await asyncpg.connect(checked_url(url), timeout=CONNECT, server_settings=dict(settings))
+    """One connection of its own, for what must not share a pool; raises `WrongDatabase` where we are not let in."""
+    try:
+        with translated():
+            return await asyncpg.connect(checked_url(url), timeout=CONNECT, server_settings=dict(settings))
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as refused:
+        raise WrongDatabase(f"the server does not let us in: {refused}") from refused
+    except (ValueError, asyncpg.ClientConfigurationError) as malformed:
+        raise WrongDatabase("expected postgresql://user:password@host:port/database") from malformed
 
 
 async def create_pool(
@@ -117,12 +126,17 @@ async def create_pool(
             command_timeout=COMMAND,
             server_settings=dict(settings),
             init=prepare,
-            reset=_nothing_to_reset,
+            reset=_end_transaction,
         )
 
 
-async def _nothing_to_reset(_connection: Any) -> None:
-    """Our statements change no setting of a session and take no session lock: spare a round trip for each."""
+async def _end_transaction(connection: Any) -> None:
+    """All there is to reset: our statements change no setting of a session, so each is spared a round trip.
+
+    A transaction is only left open by whoever was cancelled while it rolled back.
+    """
+    if connection.is_in_transaction():
+        await connection.execute("ROLLBACK")
 
 
 async def use_orjson(connection: Any) -> None:

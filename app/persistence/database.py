@@ -41,6 +41,7 @@ from app.persistence.connections import (
     HOT,
     LIMITS,
     MIGRATING,
+    WrongDatabase,
     connect,
     create_pool,
     inside_transaction,
@@ -51,15 +52,24 @@ from app.persistence.partitions import make_partitions
 
 log = logging.getLogger(__name__)
 
+__all__ = [
+    "Connection",
+    "Database",
+    "Record",
+    "SchemaOutdated",
+    "UnsupportedServer",
+    "WrongDatabase",
+    "migrate",
+    "open_database",
+    "rows",
+    "transaction",
+]
+
 Record = asyncpg.Record
 Connection = Any  # asyncpg.Connection, or the pool's proxy of one
 
 OLDEST = 18  # major version of PostgreSQL: uuidv7()
 _MIGRATIONS = Path(__file__).with_name("migrations")
-
-
-class WrongDatabase(Exception):
-    """This database cannot be used; the message says what was expected, what was found, and what to do."""
 
 
 class UnsupportedServer(WrongDatabase):

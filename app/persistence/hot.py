@@ -48,6 +48,7 @@ from app.persistence.hot_items import (
     Timings,
 )
 from app.persistence.hot_sql import statement
+from app.persistence.hot_submit import FIND_LANES, MAKE_LANES, LaneKey, created, fields, lane_of, refusal
 from app.persistence.hot_sweep import reclaim_leases, sweep
 
 __all__ = [
@@ -86,7 +87,7 @@ class Hot:
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", timings: Timings | None = None) -> None:
         self._pool = pool
-        self._lanes: dict[tuple[UUID, int, UUID], int] = {}  # interned rows never change
+        self._lanes: dict[LaneKey, int] = {}  # interned rows never change
         self.timings = timings or Timings()
 
     async def fetch(self, sql: str, *args: Any) -> list[Record]:
@@ -209,14 +210,14 @@ class Hot:
 
     async def _submit(self, items: Sequence[tuple[int, NewTask]], results: dict[int, SubmitResult]) -> None:
         lanes = await self._lanes_of([item for _, item in items])
-        rows = await self.fetch(statement("submit"), *_columns([(n, *_fields(item, lanes)) for n, item in items], 18))
+        rows = await self.fetch(statement("submit"), *_columns([(n, *fields(item, lanes)) for n, item in items], 18))
         by_number = dict(items)
         for row in rows:
             item = by_number[row["n"]]
             if row["task_id"] is not None:
-                results[row["n"]] = _created(row, lanes[_lane(item)])
+                results[row["n"]] = created(row, lanes[lane_of(item)])
             elif item.key is None:
-                results[row["n"]] = SubmitResult(_refusal(row))
+                results[row["n"]] = SubmitResult(refusal(row))
         if keyed := [row for row in rows if row["n"] not in results]:
             await self._replay(keyed, by_number, results)
 
@@ -233,13 +234,13 @@ class Hot:
                 status = SubmitStatus.REPLAYED if same else SubmitStatus.CONFLICT
                 results[row["n"]] = SubmitResult(status, earlier["task_id"], earlier["lane_id"])
             elif not (row["known"] and row["current"]):
-                results[row["n"]] = SubmitResult(_refusal(row))
+                results[row["n"]] = SubmitResult(refusal(row))
 
-    async def _lanes_of(self, items: Sequence[NewTask]) -> dict[tuple[UUID, int, UUID], int]:
-        wanted = {_lane(item) for item in items}
+    async def _lanes_of(self, items: Sequence[NewTask]) -> dict[LaneKey, int]:
+        wanted = {lane_of(item) for item in items}
         if missing := sorted(wanted - self._lanes.keys()):
-            await self.fetch(_MAKE_LANES, *_columns(missing, 3))
-            for row in await self.fetch(_FIND_LANES, *_columns(missing, 3)):
+            await self.fetch(MAKE_LANES, *_columns(missing, 3))
+            for row in await self.fetch(FIND_LANES, *_columns(missing, 3)):
                 self._lanes[row["team_id"], row["requirement_id"], row["submitter_id"]] = row["id"]
         return {lane: self._lanes[lane] for lane in wanted}
 
@@ -328,48 +329,6 @@ def _fences(items: Sequence[Fenced]) -> list[list[Any]]:
     return _columns(rows, 5)
 
 
-def _fields(item: NewTask, lanes: dict[tuple[UUID, int, UUID], int]) -> tuple[Any, ...]:
-    return (
-        item.team_id,
-        item.workflow_id,
-        item.version,
-        item.pinned,
-        lanes[_lane(item)],
-        item.submitter_id,
-        item.credential_id,
-        -item.priority,
-        encode_json(item.tags),
-        encode_json(item.parameters),
-        item.timeout,
-        item.queue_timeout,
-        item.retry_max,
-        encode_json(item.retry_on),
-        item.retry_of,
-        item.key,
-        item.hash,
-    )
-
-
-def _lane(item: NewTask) -> tuple[UUID, int, UUID]:
-    return item.team_id, item.requirement_id, item.submitter_id
-
-
-def _refusal(row: Record) -> SubmitStatus:
-    return SubmitStatus.STALE_VERSION if row["known"] else SubmitStatus.WORKFLOW_GONE
-
-
-def _created(row: Record, lane_id: int) -> SubmitResult:
-    events = [Event(1, row["at"], EventKind.STATUS, _moved(None, TaskState.PENDING))]
-    if row["behind"]:
-        events.append(Event(2, row["at"], EventKind.STATUS, _moved(TaskState.PENDING, TaskState.WAITING)))
-    state = TaskState.WAITING if row["behind"] else TaskState.PENDING
-    return SubmitResult(SubmitStatus.CREATED, row["task_id"], lane_id, state, tuple(events))
-
-
-def _moved(before: TaskState | None, state: TaskState) -> dict[str, Any]:
-    return {"v": 1, "from": before, "state": state, "reason": None, "attempt": 0, "agent": None}
-
-
 def _status(row: Record, seq: str) -> Event:
     return Event(row[seq], row["at"], EventKind.STATUS, row["body"])
 
@@ -404,11 +363,3 @@ def _finished(row: Record, item: Finish, reports: Reports) -> Finished:
 
 _CANCELLED = after(TaskState.RUNNING, Verb.CANCEL)
 _ENDED = "SELECT task_id, state FROM task_end WHERE task_id = ANY($1::uuid[]) AND team_id = $2"
-_MAKE_LANES = """
-INSERT INTO lane (team_id, requirement_id, submitter_id)
-SELECT * FROM unnest($1::uuid[], $2::int[], $3::uuid[]) ORDER BY 1, 2, 3 ON CONFLICT DO NOTHING
-"""
-_FIND_LANES = """
-SELECT l.* FROM lane l JOIN unnest($1::uuid[], $2::int[], $3::uuid[]) AS w(team_id, requirement_id, submitter_id)
-USING (team_id, requirement_id, submitter_id)
-"""

@@ -97,7 +97,7 @@ async def test_no_server_is_unavailable() -> None:
 
 
 async def test_another_scheme_is_named() -> None:
-    with pytest.raises(ValueError, match="postgresql://, found mysql://"):
+    with pytest.raises(WrongDatabase, match="postgresql://, found mysql://"):
         await migrate("mysql://x@localhost/y")
 
 
