@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 class State:
     """The directory of one agent; `open` makes it."""
 
-    def __init__(self, directory: Path, lock: int) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, lock: int, url: str) -> None:
+        self._url = url
         self._lock = lock
         self._file = directory / "state.json"
         self._content = _read(self._file)
@@ -42,8 +42,8 @@ class State:
 
     @classmethod
     def open(cls, root: Path, url: str, name: str) -> "State":
-        """The state of agent `name` of the server `url` below `root`; raises ConfigError where it is taken."""
-        own = hashlib.sha256(f"{url}\n{name}".encode()).hexdigest()[:12]
+        """The state of agent `name` below `root`, to talk to the server `url`; raises ConfigError where it is taken."""
+        own = hashlib.sha256(name.encode()).hexdigest()[:12]
         directory = root / f"{file_name(name, fallback='agent')[:40]}-{own}"
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,17 +59,18 @@ class State:
             raise ConfigError(
                 f"state_dir: expected to be alone in {directory}, found another agent {name!r} running"
             ) from None
-        return cls(directory, lock)
+        return cls(directory, lock, url)
 
     @property
     def secret(self) -> str | None:
-        """What proves that we are the agent of this name."""
-        secret = self._content.get("agentSecret")
-        return secret if isinstance(secret, str) else None
+        """What proves that we are the agent of this name; a server that moved knows the newest one."""
+        secrets: dict[str, str] = self._content.get("secrets", {})
+        return secrets.get(self._url) or secrets.get(self._content.get("newest", ""))
 
     def remember(self, secret: str) -> None:
         """Keep the secret; it is on disk when this returns."""
-        self._content["agentSecret"] = secret
+        self._content.setdefault("secrets", {})[self._url] = secret
+        self._content["newest"] = self._url
         self._write()
 
     def new_directory(self, label: str) -> Path:

