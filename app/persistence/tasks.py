@@ -170,16 +170,17 @@ class TaskReads:
 class _Query:
     """The statement that finds the ids of a page, and its values.
 
-    Conditions name the id as `{id}`: it is a column of the table that the list begins at, whose index then bounds it.
+    Conditions on the id name it as `{id}`: it is a column of the table that the list begins at, whose index then bounds
+    it. The task itself is joined only where something of it is asked for.
     """
 
     def __init__(self, team_id: UUID, wanted: TaskFilter, *, before: UUID | None = None, limit: int = 0) -> None:
         self.values: list[Any] = []
         self._team = self.value(team_id)
-        self._conditions = [f"t.team_id = {self._team}"]
-        self._narrow(wanted)
+        self._on_task = self._of_task(wanted)
+        self._on_id = self._of_id(wanted)
         if before is not None:
-            self._conditions.append(f"{{id}} < {self.value(before)}")
+            self._on_id.append(f"{{id}} < {self.value(before)}")
         self._limit = int(limit)
         self._states = wanted.states
 
@@ -188,9 +189,9 @@ class _Query:
         self.values.append(value)
         return f"${len(self.values)}"
 
-    def where(self, id: str = "t.id") -> str:
+    def where(self) -> str:
         """The conditions on a task `t`, apart from its state."""
-        return " AND ".join(self._conditions).format(id=id)
+        return " AND ".join([f"t.team_id = {self._team}", *self._on_task, *self._on_id]).format(id="t.id")
 
     def ids(self) -> str:
         """A query of the column `id`, newest first."""
@@ -204,43 +205,44 @@ class _Query:
             return f"SELECT t.id FROM task t WHERE false AND {self.where()}"
         return self._newest(f"SELECT id FROM ({' UNION ALL '.join(parts)}) parts", "id")
 
-    def _narrow(self, wanted: TaskFilter) -> None:
-        for column in ("workflow_id", "submitter_id", "credential_id"):
-            if (value := getattr(wanted, column)) is not None:
-                self._conditions.append(f"t.{column} = {self.value(value)}")
+    def _of_task(self, wanted: TaskFilter) -> list[str]:
+        columns = ("workflow_id", "submitter_id", "credential_id")
+        asked = [(column, getattr(wanted, column)) for column in columns]
+        return [f"t.{column} = {self.value(value)}" for column, value in asked if value is not None]
+
+    def _of_id(self, wanted: TaskFilter) -> list[str]:
+        conditions: list[str] = []
         if wanted.tag is not None:
             tag = self.value(wanted.tag)
             tagged = f"SELECT g.task_id FROM task_tag g WHERE g.team_id = {self._team} AND g.tag = {tag}"
-            self._conditions.append(f"{{id}} IN ({tagged})")
+            conditions.append(f"{{id}} IN ({tagged})")
         if wanted.agent_id is not None:
             agent = self.value(wanted.agent_id)
             ran = f"SELECT a.task_id FROM attempt a WHERE a.agent_id = {agent}"
             runs = f"SELECT o.task_id FROM slot o WHERE o.agent_id = {agent} AND o.task_id IS NOT NULL"
-            self._conditions.append(f"{{id}} IN ({ran} UNION ALL {runs})")
+            conditions.append(f"{{id}} IN ({ran} UNION ALL {runs})")
         if wanted.created_from is not None:
-            self._conditions.append(f"{{id}} >= uuid_floor({self.value(wanted.created_from)})")
+            conditions.append(f"{{id}} >= uuid_floor({self.value(wanted.created_from)})")
         if wanted.created_before is not None:
-            self._conditions.append(f"{{id}} < uuid_floor({self.value(wanted.created_before)})")
+            conditions.append(f"{{id}} < uuid_floor({self.value(wanted.created_before)})")
         if wanted.search is not None:
             low, high = _range(wanted.search)
-            self._conditions.append(f"{{id}} BETWEEN {self.value(low)} AND {self.value(high)}")
+            conditions.append(f"{{id}} BETWEEN {self.value(low)} AND {self.value(high)}")
+        return conditions
 
     def _ended(self, state: TaskState) -> str:
-        query = (
-            f"SELECT e.task_id AS id FROM task_end e JOIN task t ON t.id = e.task_id "
-            f"WHERE e.team_id = {self._team} AND e.state = {self.value(str(state))} AND {self.where('e.task_id')}"
-        )
-        return f"({self._newest(query, 'e.task_id')})"
+        return self._part("task_end e", "e", f"e.state = {self.value(str(state))}")
 
     def _live(self, states: list[str], *, held: bool) -> str:
         """Those of `held` states begin at the slots: a backlog must not slow the list of what runs."""
         slots = f"slot o JOIN task_live l ON l.task_id = o.task_id AND o.team_id = {self._team}"
-        query = (
-            f"SELECT l.task_id AS id FROM {slots if held else 'task_live l'} JOIN task t ON t.id = l.task_id "
-            f"WHERE l.team_id = {self._team} AND l.state = ANY({self.value(states)}::text[]) "
-            f"AND {self.where('l.task_id')}"
-        )
-        return f"({self._newest(query, 'l.task_id')})"
+        return self._part(slots if held else "task_live l", "l", f"l.state = ANY({self.value(states)}::text[])")
+
+    def _part(self, tables: str, alias: str, in_state: str) -> str:
+        id = f"{alias}.task_id"
+        task = f" JOIN task t ON t.id = {id}" if self._on_task else ""
+        where = " AND ".join([f"{alias}.team_id = {self._team}", in_state, *self._on_task, *self._on_id]).format(id=id)
+        return f"({self._newest(f'SELECT {id} AS id FROM {tables}{task} WHERE {where}', id)})"
 
     def _newest(self, query: str, id: str) -> str:
         return f"{query} ORDER BY {id} DESC LIMIT {self._limit}"
@@ -299,9 +301,11 @@ FROM w LEFT JOIN fits USING (requirement_id)
 
 _AHEAD = """
 SELECT l.task_id, (SELECT count(*) FROM (
-  SELECT FROM ready y JOIN lane o ON o.id = y.lane_id
-  WHERE o.team_id = l.team_id AND o.requirement_id = a.requirement_id AND (y.rank, y.task_id) < (l.rank, l.task_id)
-  LIMIT $4
+  SELECT FROM lane o CROSS JOIN LATERAL (
+    SELECT FROM ready y WHERE y.lane_id = o.id AND (y.rank, y.task_id) < (l.rank, l.task_id)
+    ORDER BY y.rank, y.task_id LIMIT $4
+  ) sooner
+  WHERE o.team_id = l.team_id AND o.requirement_id = a.requirement_id LIMIT $4
 ) before) AS ahead
 FROM task_live l JOIN lane a ON a.id = l.lane_id
 WHERE l.task_id = ANY($1::uuid[]) AND l.team_id = ANY($2::uuid[]) AND l.state = ANY($3::text[])
