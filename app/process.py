@@ -62,6 +62,8 @@ async def serve(settings: Settings) -> None:
     """Serve until asked to stop; the first time, say how the owner signs in."""
     async with serving(settings, stop=asked_to_stop()) as running:
         log.info("serving", extra={"address": running.url})
+        if not settings.embedded and (alone := settings.not_shared()):
+            log.warning("one replica alone can serve with these settings: %s not shared", ", ".join(alone))
         if (link := await running.app.first_run_link()) is not None:
             sys.stdout.write(f"\n  No user yet. Make the owner, within a day, by this one-time link:\n\n    {link}\n\n")
             sys.stdout.flush()

@@ -116,11 +116,16 @@ class Settings(BaseSettings):
         """Whether this process starts its own PostgreSQL."""
         return not self.database_url.get_secret_value()
 
-    @property
-    def shared(self) -> bool:
-        """Whether several replicas may run with these settings."""
-        parts = (self.database_url, self.redis_url, self.secret_key, self.pepper)
-        return all(part.get_secret_value() for part in parts) and bool(self.s3_endpoint)
+    def not_shared(self) -> list[str]:
+        """The settings that keep a second replica from serving beside this one; empty where it may."""
+        shared = {
+            "database_url": self.database_url.get_secret_value(),
+            "redis_url": self.redis_url.get_secret_value(),
+            "s3_endpoint": self.s3_endpoint,
+            "secret_key": self.secret_key.get_secret_value(),
+            "pepper": self.pepper.get_secret_value(),
+        }
+        return [name for name, value in shared.items() if not value]
 
     @property
     def origins(self) -> frozenset[str]:

@@ -13,7 +13,9 @@ from hmac import digest
 from pathlib import Path
 from uuid import UUID
 
-from app.domain.errors import StorageUnavailable
+from asyncpg import PostgresError
+
+from app.domain.errors import StorageUnavailable, Unavailable
 from app.events.bus import RedisBus
 from app.loops.runner import Loop
 from app.persistence import sessions as agent_sessions
@@ -85,7 +87,10 @@ async def migrate(settings: Settings) -> None:
     """Bring the tables of the database to this version, and say what ran."""
     async with AsyncExitStack() as stack:
         url = await _database_url(stack, settings, asyncio.get_running_loop().create_future())
-        ran = await migrate_database(url)
+        try:
+            ran = await migrate_database(url)
+        except (WrongDatabase, Unavailable, PostgresError, ValueError) as wrong:
+            raise CannotOpen(f"database_url: {wrong}") from wrong
     sys.stdout.write("".join(f"applied {name}\n" for name in ran) or "nothing to do\n")
 
 
@@ -103,7 +108,7 @@ async def open_app(settings: Settings, *, clock: Clock = utc_now) -> AsyncIterat
         broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         url = await _database_url(stack, settings, broken)
         database = await _open_database(stack, url, settings)
-        bus = await stack.enter_async_context(RedisBus(await _redis_url(stack, settings, broken)))
+        bus = await _open_bus(stack, await _redis_url(stack, settings, broken))
         store, files = await _open_store(stack, settings, clock)
         services, loops = await _services(stack, settings, database, bus, store)
         yield App(
@@ -166,7 +171,7 @@ async def _services(
         ),
     )
     passwords = Passwords()
-    sessions = OpenSessions(life=timedelta(seconds=settings.session))
+    sessions = OpenSessions(life=timedelta(seconds=settings.seconds("session")))
     credentials = CredentialService(bus=bus, pepper=_keys(settings, "credentials", secret="pepper")[0])
     stack.push_async_callback(sessions.close)
     stack.push_async_callback(credentials.close)
@@ -240,8 +245,15 @@ async def _open_database(stack: AsyncExitStack, url: str, settings: Settings) ->
         return await stack.enter_async_context(
             open_database(url, hot_size=size // 2, cold_size=size - size // 2, timings=_timings(settings))
         )
-    except WrongDatabase as wrong:
+    except (WrongDatabase, Unavailable, PostgresError, ValueError) as wrong:
         raise CannotOpen(f"database_url: {wrong}") from wrong
+
+
+async def _open_bus(stack: AsyncExitStack, url: str) -> RedisBus:
+    try:
+        return await stack.enter_async_context(RedisBus(url))
+    except ValueError as wrong:
+        raise CannotOpen(f"redis_url: {wrong}") from wrong
 
 
 async def _database_url(stack: AsyncExitStack, settings: Settings, broken: "asyncio.Future[None]") -> str:
