@@ -29,7 +29,7 @@ LISTS = {
     "by id": TaskFilter(search="0123456789ab"),
 }
 
-COUNTED = {"all", "of a workflow", "of a submitter", "waiting", "running", "failed", "by id"}
+PLAIN = {"all", "of a workflow", "of a submitter", "waiting", "running", "failed", "by id"}
 
 Plan = dict[str, Any]
 
@@ -77,10 +77,10 @@ async def test_lists_of_a_hundred_thousand_tasks_walk_indexes_and_cost_the_same_
         at_depth = await reads.page(TEAM, wanted, limit=PAGE, before=deep)
         await reads.count(TEAM, wanted, most=10_001)
 
-        # Counting what two conditions leave of many is the planner's own choice.
-        for plan in many.plans[: 3 if name in COUNTED else 2]:
+        # How to walk, or count, what two conditions leave of many is the planner's own choice.
+        for plan in many.plans[: 3 if name in PLAIN else 2]:
             assert BIG.isdisjoint(scanned(plan)), name
-        if len(first) == len(at_depth) == PAGE:
+        if name in PLAIN and len(at_depth) == len(first):
             assert pages(many.plans[1]) <= 1.5 * pages(many.plans[0]), name
         assert pages(many.plans[0]) < 3000, name
 
