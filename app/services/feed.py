@@ -22,6 +22,7 @@ from app.services.feed_follower import Join, Latest, TaskFollower, subscribe_the
 from app.services.feed_grants import Allowed, Grant, Grants
 from app.services.feed_hints import HintReader, TaskHint, agent_hints, look_hint, task_hints
 from app.services.ports import Bus, Subscription
+from app.services.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class FeedService:
         self._reads = reads
         self._times = times or FeedTimes()
         self._grants = Grants(allowed or reads.allowed)
+        self._polls = SingleFlight(self.poll, name="feed-poll")
         self._join = join
         self._followers: dict[UUID, TaskFollower] = {}
         self._teams: dict[UUID, set[HintReader[Any]]] = {}
@@ -93,6 +95,7 @@ class FeedService:
             duty.cancel()
         await asyncio.gather(*self._duties, return_exceptions=True)
         await self._grants.close()
+        await self._polls.close()
         if self._auth:
             await self._auth.close()
         for follower in list(self._followers.values()):
@@ -147,7 +150,9 @@ class FeedService:
         """The one follower of this task, started by the first who comes and stopped by the last who goes."""
         follower = self._followers.get(task_id)
         if follower is None:
-            follower = self._followers[task_id] = TaskFollower(team_id, task_id, bus=self._bus, reads=self._reads)
+            follower = self._followers[task_id] = TaskFollower(
+                team_id, task_id, bus=self._bus, reads=self._reads, on_loss=self._polls.kick
+            )
             follower.starting = asyncio.create_task(self._join(follower), name="feed-start")
         follower.members += 1
         try:
@@ -186,7 +191,7 @@ class FeedService:
 
         A system verb, for the connection of the agent itself.
         """
-        reader = HintReader[Any](look_hint, tick=0)
+        reader = HintReader[Any](look_hint, tick=0, on_loss=self._polls.kick)
         with _among(self._agents, agent_id, reader):
             async with self._hearing(agent_channel(team_id, agent_id), reader), aclosing(reader.frames(None)) as looks:
                 async for _ in looks:

@@ -5,7 +5,8 @@ A batch from the bus is taken only if it is the next one; anything else is a rea
     from == last + 1       append
     to <= last             drop (seen before)
     from > last + 1        wait 20 ms, since two replicas publish out of order; then read the table
-    None, events missing   read the table
+    None                   ask for the poll, which finds out for everything that is watched at once
+    events missing         read the table
 
 Invariants:
 1. `last` only grows, and every event up to `last` is in the table or in the ring.
@@ -27,6 +28,7 @@ from app.domain.events import Batch, Event, EventKind, decode_batch, task_channe
 from app.domain.task import TERMINAL
 from app.persistence.feed import PAGE, PAGE_BYTES, FeedReads, Head, Mark
 from app.services.ports import Bus, Subscription
+from app.services.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,9 @@ class Latest:
 class TaskFollower:
     """Shared by all who watch this task in this process; `members` counts them."""
 
-    def __init__(self, team_id: UUID, task_id: UUID, *, bus: Bus, reads: FeedReads) -> None:
+    def __init__(
+        self, team_id: UUID, task_id: UUID, *, bus: Bus, reads: FeedReads, on_loss: Callable[[], None]
+    ) -> None:
         self.team_id = team_id
         self.task_id = task_id
         self.epoch = 0
@@ -62,6 +66,7 @@ class TaskFollower:
         self._failure: DomainError | None = None
         self._bus = bus
         self._reads = reads
+        self._on_loss = on_loss
         self._subscription: Subscription | None = None
         self._known = False  # the first read is done
         self._ring: deque[Batch] = deque()
@@ -69,8 +74,7 @@ class TaskFollower:
         self._early: deque[Batch] = deque(maxlen=EARLY)
         self._changed = asyncio.Event()
         self._gap: asyncio.TimerHandle | None = None
-        self._dirty = False
-        self._repairing: asyncio.Task[None] | None = None
+        self._repairs = SingleFlight(self.look, name="feed-repair")
         self._next_look: asyncio.Task[Head] | None = None  # asked for, not yet reading
         self._looking = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -94,7 +98,7 @@ class TaskFollower:
         tasks = [*self._tasks, *([self.starting] if self.starting else [])]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, self._repairs.close(), return_exceptions=True)
         if self._subscription:
             await self._subscription.close()
 
@@ -148,26 +152,27 @@ class TaskFollower:
     def noticed(self, mark: Mark | None) -> None:
         """What the poll found; None where the task is gone."""
         if not self._known:
+            self.repair()  # its first read may be older than what the poll stands for
             return
         ahead = mark is None or mark.epoch != self.epoch or mark.seq > self.last
         if ahead or (mark and (mark.revision > self.latest.revision or mark.ended > self.ended)):
             self.repair()
 
     def repair(self) -> None:
-        """Read the table soon; once more if asked while reading."""
-        self._dirty = True
-        if self._repairing is None or self._repairing.done():
-            self._repairing = self._keep(asyncio.create_task(self._repair(), name="feed-repair"))
+        """Read the table soon; where that fails, the next poll comes back to it."""
+        self._repairs.kick()
 
     def _receive(self, message: bytes | None) -> None:
+        if message is None:
+            self._on_loss()
+            return
         try:
-            batch = None if message is None else decode_batch(message)
+            batch = decode_batch(message)
         except (ValueError, TypeError):
             logger.warning("feed: a message for task %s cannot be read", self.task_id)
-            batch = None
-        if batch is None:
             self.repair()
-        elif not self._known:
+            return
+        if not self._known:
             self._early.append(batch)
         elif batch.epoch != self.epoch:
             self.repair()
@@ -229,15 +234,6 @@ class TaskFollower:
         if self._early:
             self.repair()
 
-    async def _repair(self) -> None:
-        while self._dirty:
-            self._dirty = False
-            try:
-                await self.look()
-            except DomainError as error:
-                # The poll comes back to it: what was missed is still in the table.
-                logger.warning("feed: task %s could not be read: %s", self.task_id, error.message)
-
     async def _look(self) -> Head:
         async with self._looking:
             await asyncio.sleep(0)  # whoever asks in this same tick shares the read
@@ -277,6 +273,7 @@ class TaskFollower:
     def _keep(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waited may have gone
         return task
 
     def _fail(self, failure: DomainError) -> DomainError:

@@ -4,8 +4,6 @@ All grants of a process are asked about in one statement: every 5 s, and at once
 changed anywhere. While the database does not answer nothing is concluded: without it there is nothing to read either.
 """
 
-import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from uuid import UUID
@@ -13,8 +11,7 @@ from uuid import UUID
 from app.domain.errors import Unauthenticated
 from app.persistence.feed import Access
 from app.services.access import Permission, Viewer
-
-logger = logging.getLogger(__name__)
+from app.services.single_flight import SingleFlight
 
 Allowed = Callable[[Sequence[Access]], Awaitable[set[Access]]]
 """Those of the given accesses that still hold."""
@@ -46,8 +43,7 @@ class Grants:
     def __init__(self, allowed: Allowed) -> None:
         self._allowed = allowed
         self._grants: set[Grant] = set()
-        self._again = False
-        self._task: asyncio.Task[None] | None = None
+        self._rechecks = SingleFlight(self.recheck, name="feed-recheck")
 
     @contextmanager
     def enter(self, viewer: Viewer, team_id: UUID, wake: Callable[[], None]) -> Iterator[Grant]:
@@ -62,9 +58,7 @@ class Grants:
 
     def hint(self, _message: bytes | None) -> None:
         """Something changed: ask again now, one question at a time."""
-        self._again = True
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._ask(), name="feed-recheck")
+        self._rechecks.kick()
 
     async def recheck(self) -> int:
         """End the grants that no longer hold and return how many."""
@@ -78,14 +72,4 @@ class Grants:
         return len(ended)
 
     async def close(self) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _ask(self) -> None:
-        while self._again:
-            self._again = False
-            try:
-                await self.recheck()
-            except Exception as error:
-                logger.warning("feed: who may still watch could not be asked: %s", error)
+        await self._rechecks.close()

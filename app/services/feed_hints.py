@@ -33,9 +33,16 @@ class TaskHint:
 class HintReader(Generic[H]):
     """What one reader has not taken yet: the last hint of each thing, at most 100 of them."""
 
-    def __init__(self, decode: Callable[[bytes], "tuple[tuple[UUID, H], ...] | None"], *, tick: float) -> None:
+    def __init__(
+        self,
+        decode: Callable[[bytes], "tuple[tuple[UUID, H], ...] | None"],
+        *,
+        tick: float,
+        on_loss: Callable[[], None] | None = None,
+    ) -> None:
         self._decode = decode
         self._tick = tick
+        self._on_loss = on_loss
         self._pending: dict[UUID, H] = {}
         self._refetch = True
         self._mark: str | None = None  # as the last poll found it
@@ -44,7 +51,13 @@ class HintReader(Generic[H]):
         self._woken.set()
 
     def receive(self, message: bytes | None) -> None:
-        """A message of the channel; None where messages may have been lost."""
+        """A message of the channel; None where messages may have been lost.
+
+        With `on_loss` the poll is asked for then, since its mark tells everything; else it means "fetch again".
+        """
+        if message is None and self._on_loss and self._mark is not None:
+            self._on_loss()
+            return
         self._heard = True
         hints = None if message is None else self._decode(message)
         if hints is None:
@@ -55,10 +68,14 @@ class HintReader(Generic[H]):
         self._woken.set()
 
     def noticed(self, mark: str | None) -> None:
-        """What the poll found: another mark than the last time, after time enough for a hint, says "fetch again"."""
+        """What the poll found. A mark that moved says "fetch again", even where a hint told of it: another may be lost.
+
+        Without `on_loss` (a list, where fetching is dear) only after a time in which no hint was heard.
+        """
         moved, self._mark = self._mark is not None and mark != self._mark, mark
-        if moved and not self._heard:
-            self.receive(None)
+        if moved and (self._on_loss is not None or not self._heard):
+            self._refetch = True
+            self._woken.set()
         self._heard = False
 
     def wake(self) -> None:

@@ -12,7 +12,7 @@ from app.domain.errors import Unauthenticated
 from app.domain.task import TaskState
 from app.persistence.feed import Access
 from app.services.feed_grants import Grant
-from app.services.feed_hints import HintReader, TaskHint, agent_hints, task_hints
+from app.services.feed_hints import HintReader, TaskHint, agent_hints, look_hint, task_hints
 
 
 def message(*hints: tuple[UUID, TaskState, int]) -> bytes:
@@ -38,7 +38,7 @@ async def next_of(stream: AsyncIterator[Any]) -> Any:
 
 
 async def test_the_first_frame_says_fetch_and_later_ones_what_moved_last() -> None:
-    hints, stream, task = reader(), None, uuid4()
+    hints, task = reader(), uuid4()
     stream = frames(hints)
 
     assert await next_of(stream) is None
@@ -83,6 +83,25 @@ async def test_a_mark_that_moved_without_a_hint_says_fetch() -> None:
     hints.noticed("2")  # the hint told of it
     assert len(await next_of(stream)) == 1
     hints.noticed("3")
+
+    assert await next_of(stream) is None
+
+
+async def test_an_agents_reader_asks_for_the_poll_when_hints_were_lost_and_believes_it_alone() -> None:
+    asked: list[int] = []
+    looks = HintReader[Any](look_hint, tick=0, on_loss=lambda: asked.append(1))
+    stream = frames(looks)
+    await next_of(stream)
+    looks.receive(None)  # nothing to compare with yet: look
+    assert await next_of(stream) is None
+    looks.noticed("1")
+
+    looks.receive(None)
+    assert asked == [1]
+    looks.noticed("1")
+    looks.receive(b'"look"')
+    assert await next_of(stream) is None
+    looks.noticed("2")  # the hint may have told of another order than this one
 
     assert await next_of(stream) is None
 
