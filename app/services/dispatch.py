@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from app import logs
 from app.domain import lease as tokens
 from app.domain import report as said
 from app.domain.errors import BadRequest, LeaseLost
@@ -205,7 +206,9 @@ class DispatchService:
         return None if id is None else await self._outputs.preview_key(lease, id)
 
     def _fenced(self, agent: AgentConnection, token: str) -> Fenced:
-        return Fenced(lease=self.lease(agent, token), session_no=agent.session_no)
+        lease = self.lease(agent, token)
+        logs.task_id.set(str(lease.task_id))  # for the rest of this verb, which runs as a task of its own
+        return Fenced(lease=lease, session_no=agent.session_no)
 
 
 def _error(given: tuple[str, str, Any] | None) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 from graphql import GraphQLResolveInfo
 
+from app import logs
 from app.domain.errors import LeaseLost
 from app.interfaces.agents.passes import NAME, Passes
 from app.interfaces.engine.request import Exchange, cookie_value
@@ -40,6 +41,7 @@ class AgentContext:
     def agent(self, session: int) -> AgentConnection:
         """The agent of this connection; raises `LeaseLost` where it has not connected as `session`."""
         agent = self._known()
+        logs.agent_id.set(str(agent.agent_id))  # for the rest of this operation, which is a task of its own
         if agent.session_no != session:
             raise LeaseLost(f"session {session} is not that of this connection: connect again")
         return agent

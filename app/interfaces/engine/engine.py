@@ -213,7 +213,6 @@ class Engine:
         told = {
             "operation": name,
             "document": operation.document.digest,
-            "request_id": operation.request_id,
             "ms": round((time.perf_counter() - began) * 1000, 1),
         }
         log.log(self._log_level, "%s %s %s", operation.node.operation.value, name, codes or "ok", extra=told)

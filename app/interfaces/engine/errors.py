@@ -82,7 +82,7 @@ def unexpected(error: BaseException, *, request_id: str) -> dict[str, Any]:
         error_id,
         request_id,
         exc_info=_without_document(error),
-        extra={"error_id": error_id, "request_id": request_id},
+        extra={"error_id": error_id},
     )
     return {"message": INTERNAL_MESSAGE, "extensions": {"code": Code.INTERNAL.value, "errorId": error_id}}
 

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
+from app import logs
 from app.domain.errors import BadRequest, DomainError, LimitExceeded
 from app.interfaces.engine import sse
 from app.interfaces.engine.documents import is_query
@@ -40,6 +41,10 @@ class HttpEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
+        with logs.bound(request=exchange.request_id):
+            await self._serve(scope, receive, send, exchange)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         media_type = choose(exchange.headers.get("accept"))
         try:
             operation, caller = await self._accept(scope, receive, exchange)

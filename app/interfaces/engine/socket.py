@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from typing import Any
 
+from app import logs
 from app.domain.errors import DomainError, LimitExceeded, Resync, Unavailable
 from app.interfaces.engine.engine import Engine, Interface, Operation
 from app.interfaces.engine.errors import Refused, domain_error, unexpected
@@ -141,6 +142,10 @@ class _Socket:
 
     async def run(self) -> None:
         """Serve until either side ends it."""
+        with logs.bound(request=self._exchange.request_id):
+            await self._until_ended()
+
+    async def _until_ended(self) -> None:
         ended = Ended(1000, "")
         try:
             async with asyncio.timeout(self._limits.init_timeout) as patience:
