@@ -10,10 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from app import children
-from tests.agent_server import KEY, AgentServer
+from tests.agent_server import KEY, AgentServer, Lease
 
 ROOT = Path(__file__).parents[1]
 SCALE = 0.02  # of all timings
+
+# Two processes that ignore SIGTERM, in one group; the log tells their ids.
+STUBBORN = (
+    "import os, signal, subprocess, sys, time\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "child = subprocess.Popen([sys.executable, '-c',"
+    " 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)'])\n"
+    "print(os.getpid(), child.pid, flush=True)\n"
+    "time.sleep(600)\n"
+)
+# Ends when a file appears that the test makes.
+WAITING = (
+    "import pathlib, sys, time\n"
+    "gate = pathlib.Path('../../../../gate')\n"
+    "n = 0\n"
+    "while not gate.exists():\n"
+    "    n += 1; print(n, flush=True); time.sleep(0.02)\n"
+    "print('through', flush=True)\n"
+)
 
 
 class AgentProcess:
@@ -81,6 +100,16 @@ async def agent_process(
         yield AgentProcess(child, directory)
     finally:
         await child.stop(5.0, ask=signal.SIGKILL)
+
+
+def open_gate(directory: Path) -> None:
+    """Let the programs `WAITING` of the agent in `directory` end."""
+    (directory / "gate").touch()
+
+
+def pids(lease: Lease) -> list[int]:
+    """The process ids that `STUBBORN` printed."""
+    return [int(pid) for line in lease.log for pid in line.split() if " " in line]
 
 
 def _config(programs: dict[str, str], argv: dict[str, list[str]], timings: dict[str, float]) -> str:

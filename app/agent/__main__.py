@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load(given, os.environ)
         logs.configure(format=config.log_format)
-        return asyncio.run(work(config))
+        with logs.bound(agent=config.name):
+            return asyncio.run(work(config))
     except ConfigError as error:
         print(f"runyard-agent: {error}", file=sys.stderr)
         return EXIT_CONFIG

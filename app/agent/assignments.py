@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+from app import logs
 from app.agent.errors import AgentError
 from app.agent.runner import Desk, Run, Stop
 
@@ -96,7 +97,8 @@ class Assignments:
 
     async def _live(self, run: Run) -> None:
         try:
-            await run.live()
+            with logs.bound(task=run.task_id):
+                await run.live()
         finally:
             del self._runs[run.token]
 

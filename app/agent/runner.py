@@ -75,6 +75,7 @@ class Run:
 
     def __init__(self, order: Mapping[str, Any], desk: Desk) -> None:
         self.token: str = order["token"]
+        self.task_id: str = order["taskId"]
         self._order = order
         self._desk = desk
         self._stops: list[Stop] = []
@@ -87,7 +88,7 @@ class Run:
         """End the work, with `grace` seconds for its processes; a reason that was given before changes nothing."""
         if why in self._stops:
             return
-        _log.info("task %s is stopped: %s", self._order["taskId"], why.value)
+        _log.info("task %s is stopped: %s", self.task_id, why.value)
         if not self._over:  # a lease that is over stays over: what was said of its grace counts
             self._give(why, grace)
         self._stops.append(why)
@@ -101,7 +102,7 @@ class Run:
         try:
             ending = await self._work()
         except Exception as error:
-            _log.exception("task %s: a fault of the agent", self._order["taskId"])
+            _log.exception("task %s: a fault of the agent", self.task_id)
             ending = Ending(FAILED, "agent_error", f"the agent failed: {error!r}")
         told = await self._staged(self._finish(ending), SILENT) if ending else False
         await self._desk.reporter.drop(self.token)
@@ -124,7 +125,7 @@ class Run:
             return None
         journal = self._desk.reporter.open(self.token)
         timeout = float(self._order["timeout"])
-        directory = self._desk.state.new_directory(f"{self._order['workflow']}-{self._order['taskId'][:8]}")
+        directory = self._desk.state.new_directory(f"{self._order['workflow']}-{self.task_id[:8]}")
         clock = asyncio.get_running_loop().call_later(timeout, self.stop, Stop.TIMED_OUT) if timeout > 0 else None
         pause = self._desk.timings.latest_every
         outputs = Outputs(directory, journal, self._desk.call, self._desk.transfers, pause=pause)
@@ -222,7 +223,7 @@ class Run:
             try:
                 answer = await self._desk.finish.put(_result(self.token, tail, ending))
             except OperationFailed as error:
-                _log.error("task %s: its finish was refused: %s", self._order["taskId"], error)
+                _log.error("task %s: its finish was refused: %s", self.task_id, error)
                 if ending.reason == REFUSED_RESULT:
                     return False
                 reason = f"the server refused the result of the task: {error}"
@@ -234,7 +235,7 @@ class Run:
                 case "LEASE_LOST":
                     raise LeaseLost("the lease was over before the finish")
                 case _:
-                    _log.info("task %s: %s", self._order["taskId"], answer["state"] or "will be retried")
+                    _log.info("task %s: %s", self.task_id, answer["state"] or "will be retried")
                     return True
 
     async def _bridge(self, tail: Batch) -> Batch:
@@ -252,9 +253,9 @@ class Run:
     async def _release(self) -> None:
         try:
             answer = await self._desk.release.put(self.token)
-            _log.info("task %s: %s", self._order["taskId"], answer.lower())
+            _log.info("task %s: %s", self.task_id, answer.lower())
         except OperationFailed as error:
-            _log.error("task %s: its release was refused: %s", self._order["taskId"], error)
+            _log.error("task %s: its release was refused: %s", self.task_id, error)
 
 
 async def _collect(ending: Ending | None, outputs: Outputs) -> Ending | None:

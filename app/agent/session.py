@@ -107,6 +107,8 @@ class Session:
                 _log.warning("the server asks this agent to come back in %.1f s: %s", later.after, later)
             except Disconnected as error:
                 _log.warning("%s", error)
+            except (KeyError, TypeError, ValueError):
+                _log.exception("expected an answer to connect as in the contract, found something else")
             finally:
                 await self._set(None)
             misses = 0 if lasted else misses + 1

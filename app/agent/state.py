@@ -137,8 +137,11 @@ def remove(directory: Path) -> None:
         directory.unlink(missing_ok=True)
         return
     with contextlib.suppress(OSError):
-        for folder, _, _ in os.walk(directory):  # a task may have taken our own permission away
-            os.chmod(folder, 0o700)
+        directory.chmod(0o700)  # a task may have taken our own permission away, here and below
+        for folder, names, _ in os.walk(directory):
+            for path in (Path(folder, name) for name in names):
+                if not path.is_symlink():
+                    path.chmod(0o700)
     shutil.rmtree(directory, ignore_errors=True)
     if directory.exists():
         _log.warning("the working directory %s could not be removed whole", directory.name)

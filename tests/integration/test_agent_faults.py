@@ -9,28 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from app.children import exists
-from tests.agent_process import agent_process
+from tests.agent_process import STUBBORN, WAITING, agent_process, open_gate, pids
 from tests.agent_server import AgentServer, Lease
 from tests.waiting import until
-
-# Two processes that ignore SIGTERM, in one group; the log tells their ids.
-STUBBORN = (
-    "import os, signal, subprocess, sys, time\n"
-    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    "child = subprocess.Popen([sys.executable, '-c',"
-    " 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)'])\n"
-    "print(os.getpid(), child.pid, flush=True)\n"
-    "time.sleep(600)\n"
-)
-# Ends when a file appears that the test makes.
-WAITING = (
-    "import pathlib, sys, time\n"
-    "gate = pathlib.Path('../../../../gate')\n"
-    "n = 0\n"
-    "while not gate.exists():\n"
-    "    n += 1; print(n, flush=True); time.sleep(0.02)\n"
-    "print('through', flush=True)\n"
-)
 
 
 async def test_lost_answers_double_nothing(tmp_path: Path) -> None:
@@ -43,7 +24,7 @@ async def test_lost_answers_double_nothing(tmp_path: Path) -> None:
 
         lease = server.assign(command="work")
         await server.until(lambda: len(lease.log) > 20)
-        _open_gate(tmp_path)
+        open_gate(tmp_path)
         await server.until(lambda: lease.finish)
         await server.until(lambda: server.calls.count("finish") > 1)
 
@@ -62,7 +43,7 @@ async def test_connection_that_breaks_again_and_again_loses_and_doubles_nothing(
             seen = len(server.connects)
             await server.cut(1011 if seen % 2 else 1012)
             await server.until(partial(_more_than, seen, server.connects))
-        _open_gate(tmp_path)
+        open_gate(tmp_path)
         await server.until(lambda: lease.finish)
 
         _assert_whole(lease)
@@ -81,7 +62,7 @@ async def test_work_goes_on_through_an_outage_and_is_reported_late(tmp_path: Pat
 
         server.down = True
         await server.cut()
-        _open_gate(tmp_path)
+        open_gate(tmp_path)
         await until(lambda: not agent.state["groups"], what="the work ends while the server is away")
         assert lease.finish is None
         server.down = False
@@ -128,7 +109,7 @@ async def test_gap_is_bridged_with_the_number_that_the_server_expects(tmp_path: 
         lease.number = 1  # as after a fail-over that lost the newest commits
         await server.until(lambda: lease.number >= 4)
         lease.number = 0
-        _open_gate(tmp_path)
+        open_gate(tmp_path)
         await server.until(lambda: lease.finish)
 
         assert lease.state == "completed"
@@ -140,12 +121,12 @@ async def test_cancel_kills_the_whole_group_after_the_grace_and_then_releases(tm
         await server.until(lambda: server.agents)
         lease = server.assign(command="work")
         await server.until(lambda: len(lease.log) == 2)
-        pids = _pids(lease)
+        group = pids(lease)
 
         server.cancel(lease, grace=0.5)
         await server.until(lambda: lease.released)
 
-        assert [pid for pid in pids if exists(pid)] == []
+        assert [pid for pid in group if exists(pid)] == []
         assert lease.finish is None
         assert "finish" not in server.calls
         await until(lambda: agent.work == [])
@@ -170,7 +151,7 @@ async def test_lost_lease_stops_the_work_and_reports_nothing_more(tmp_path: Path
         lease.state = "lost"
         await server.until(lambda: lease.released)
 
-        assert [pid for pid in _pids(lease) if exists(pid)] == []
+        assert [pid for pid in pids(lease) if exists(pid)] == []
         assert "finish" not in server.calls
 
 
@@ -204,73 +185,6 @@ async def test_what_leaves_its_group_does_not_hold_the_task(tmp_path: Path) -> N
         os.kill(int(lease.log[0]), signal.SIGKILL)
 
 
-async def test_killed_agent_leaves_no_process_and_the_next_one_clears_up(tmp_path: Path) -> None:
-    async with AgentServer().running() as server:
-        async with agent_process(server, tmp_path, work=STUBBORN) as agent:
-            await server.until(lambda: server.agents)
-            lease = server.assign(command="work")
-            await server.until(lambda: len(lease.log) == 2)
-
-            agent.signal(signal.SIGKILL)
-            await until(lambda: not any(exists(pid) for pid in _pids(lease)), what="all of the group is gone")
-            assert len(agent.work) == 1
-            assert list(agent.state["groups"]) == [agent.work[0].name]
-
-        async with agent_process(server, tmp_path, work=STUBBORN) as second:
-            await server.until(lambda: len(server.connects) == 2)
-
-            assert second.work == []
-            assert second.state["groups"] == {}
-            first, again = server.connects
-            assert first["instanceId"] != again["instanceId"]
-            assert again["agentSecret"] == "s3cret"
-            assert again["holding"] == []
-
-
-async def test_secret_is_kept_when_the_server_moves(tmp_path: Path) -> None:
-    async with AgentServer().running() as old, agent_process(old, tmp_path, echo="print(1)") as agent:
-        await old.until(lambda: old.beats)
-        assert agent.state["newest"] == old.url
-
-    async with AgentServer().running() as new, agent_process(new, tmp_path, echo="print(1)"):
-        await new.until(lambda: new.connects)
-
-        assert old.url != new.url
-        assert new.connects[0]["agentSecret"] == "s3cret"
-
-
-async def test_leftover_that_escaped_is_ended_by_the_next_agent(tmp_path: Path) -> None:
-    program = (
-        "import subprocess, sys, time\n"
-        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)\n"
-        "print(p.pid, flush=True); time.sleep(60)\n"
-    )
-    async with AgentServer().running() as server:
-        async with agent_process(server, tmp_path, work=program) as agent:
-            await server.until(lambda: server.agents)
-            lease = server.assign(command="work")
-            await server.until(lambda: lease.log)
-            escaped = int(lease.log[0])
-            agent.signal(signal.SIGKILL)
-            await agent.child.wait()
-        assert exists(escaped)
-
-        async with agent_process(server, tmp_path, work=program):
-            await server.until(lambda: len(server.connects) == 2)
-
-            assert not exists(escaped)
-
-
-async def test_second_agent_on_the_same_state_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    async with AgentServer().running() as server, agent_process(server, tmp_path, echo="print(1)"):
-        await server.until(lambda: server.agents)
-
-        async with agent_process(server, tmp_path, echo="print(1)") as second:
-            assert await second.child.wait() == 2
-
-            assert "found another agent 'tester' running" in second.log
-
-
 async def test_two_agents_work_side_by_side(tmp_path: Path) -> None:
     async with (
         AgentServer().running() as server,
@@ -295,7 +209,7 @@ async def test_revoked_key_stops_the_agent(tmp_path: Path) -> None:
         await server.cut(4403)
 
         assert await agent.child.wait() == 3
-        assert [pid for pid in _pids(lease) if exists(pid)] == []
+        assert [pid for pid in pids(lease) if exists(pid)] == []
 
 
 async def test_refused_agent_stops_and_a_taken_name_is_waited_for(tmp_path: Path) -> None:
@@ -308,67 +222,6 @@ async def test_refused_agent_stops_and_a_taken_name_is_waited_for(tmp_path: Path
 
             assert await agent.child.wait() == 3
             assert "slots are pinned to 1" in agent.log
-
-
-async def test_first_signal_drains(tmp_path: Path) -> None:
-    async with AgentServer().running() as server, agent_process(server, tmp_path, work=WAITING) as agent:
-        await server.until(lambda: server.agents)
-        lease = server.assign(command="work")
-        await server.until(lambda: lease.log)
-
-        agent.signal(signal.SIGTERM)
-        await until(lambda: "taking no new work" in agent.log)
-        late = server.assign(command="work")
-        await until(lambda: "is not taken" in agent.log)
-        _open_gate(tmp_path)
-
-        assert await agent.child.wait() == 0
-        assert lease.state == "completed"
-        assert late.state == "queued"
-
-
-async def test_second_signal_ends_running_work_as_failed(tmp_path: Path) -> None:
-    async with AgentServer().running() as server, agent_process(server, tmp_path, work=STUBBORN) as agent:
-        await server.until(lambda: server.agents)
-        lease = server.assign(command="work")
-        await server.until(lambda: len(lease.log) == 2)
-
-        agent.signal(signal.SIGTERM)
-        await until(lambda: "taking no new work" in agent.log)
-        agent.signal(signal.SIGTERM)
-
-        assert await agent.child.wait() == 0
-        assert lease.finish is not None
-        assert lease.finish["error"]["reason"] == "agent_restarted"
-        assert [pid for pid in _pids(lease) if exists(pid)] == []
-
-
-async def test_no_drain_ends_running_work_at_the_first_signal(tmp_path: Path) -> None:
-    async with (
-        AgentServer().running() as server,
-        agent_process(server, tmp_path, "--no-drain", work=WAITING) as agent,
-    ):
-        await server.until(lambda: server.agents)
-        lease = server.assign(command="work")
-        await server.until(lambda: lease.log)
-
-        agent.signal(signal.SIGINT)
-
-        assert await agent.child.wait() == 0
-        assert lease.finish is not None
-        assert lease.finish["error"]["reason"] == "agent_restarted"
-
-
-async def test_drain_order_and_unknown_orders(tmp_path: Path) -> None:
-    async with AgentServer().running() as server, agent_process(server, tmp_path, echo="print(1)") as agent:
-        await server.until(lambda: server.agents)
-        server.order({"__typename": "Pause", "note": "cleaning"})
-        server.order({"__typename": "SelfDestruct"})
-        await until(lambda: "SelfDestruct: it is not obeyed" in agent.log)
-
-        server.order({"__typename": "Drain", "ok": True})
-
-        assert await agent.child.wait() == 0
 
 
 async def test_reconnect_order_opens_another_connection(tmp_path: Path) -> None:
@@ -440,14 +293,6 @@ async def test_key_never_reaches_the_log(tmp_path: Path) -> None:
 
 def _more_than(number: int, items: Sequence[object]) -> bool:
     return len(items) > number
-
-
-def _open_gate(directory: Path) -> None:
-    (directory / "gate").touch()
-
-
-def _pids(lease: Lease) -> list[int]:
-    return [int(pid) for line in lease.log for pid in line.split() if " " in line]
 
 
 def _assert_whole(lease: Lease) -> None:

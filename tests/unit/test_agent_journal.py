@@ -3,9 +3,11 @@
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.agent import journal as journals
-from app.agent.journal import BATCH, PENDING, STDOUT, WARNING, Journal
+from app.agent.journal import BATCH, PENDING, STDOUT, WARNING, Batch, Journal
 from app.agent.reporter import Reporter
 
 
@@ -206,3 +208,40 @@ async def test_one_report_is_in_flight_and_what_comes_meanwhile_joins_the_next()
     running.cancel()
 
     assert {(r["token"], r["number"]) for r in sent[1]} == {("one", 2), ("two", 1)}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["write", "take", "lose", "answer"]), st.integers(0, 400)), max_size=60))
+async def test_lines_arrive_once_and_in_order_whatever_answers_are_lost(steps: list[tuple[str, int]]) -> None:
+    journal, server, written = _journal(), _Server(), 0
+    for what, size in steps:
+        if what == "write":
+            journal.note(STDOUT, [f"{written + n} {'x' * size * 20}" for n in range(3)])
+            written += 3
+        elif batch := journal.take(0.0):
+            server.report(batch)
+            if what != "lose":
+                await journal.accepted()
+    while batch := journal.take(0.0):
+        server.report(batch)
+        await journal.accepted()
+    server.report(await journal.tail())
+
+    assert [int(line.split()[0]) for line in server.lines] == list(range(written))
+    assert server.first_lines == [n + 1 for n in range(written)]
+
+
+class _Server:
+    """Takes a report where its number is the next one, as the contract says."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.lines: list[str] = []
+        self.first_lines: list[int] = []
+
+    def report(self, batch: Batch) -> None:
+        assert batch.number <= self.number + 1
+        if batch.number == self.number + 1:
+            self.number += 1
+            for chunk in batch.chunks:
+                self.first_lines += range(chunk.first_line, chunk.first_line + len(chunk.lines))
+                self.lines += chunk.lines
