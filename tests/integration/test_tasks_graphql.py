@@ -310,6 +310,18 @@ async def test_a_stream_begins_with_a_snapshot_and_ends_after_the_last_event(wor
     assert [batch["progress"]["step"] for batch in rest if batch["progress"]] == [1]
 
 
+async def test_a_client_that_leaves_takes_its_follower_with_it(world: World) -> None:
+    task = await world.submit()
+    streams = [Stream(world, EVENTS, id=f"task_{task.id}") for _ in range(3)]
+    await until(lambda: all(stream.answers for stream in streams))
+    assert len(world.feed._followers) == 1
+
+    for stream in streams:
+        await stream.close()
+
+    await until(lambda: not world.feed._followers, what="nothing is followed any more")
+
+
 @pytest.mark.parametrize("after", [None, "x", "MS45OQ"])
 async def test_a_stream_that_cannot_be_ends_with_an_error(world: World, after: str | None) -> None:
     task = await world.submit()
