@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from app.domain.lease import Lease
-from app.domain.task import TaskState
 from app.persistence import sessions
 from app.persistence.database import Database, open_database
 from app.persistence.hot import Fenced, Finish, NewTask, Placed, Planned, Report, SubmitResult, Timings
@@ -178,5 +177,3 @@ _VERSION = """
 INSERT INTO workflow_version (workflow_id, number, runtime, definition, parameters, labels, requirement_id, timeout,
   retry, note, created_by_id) VALUES ($1, 1, 'command', '{"command": "x"}', '[]', '{gpu}', $2, 0, '{}', '', $3)
 """
-
-WAITING, QUEUED, RUNNING = TaskState.WAITING, TaskState.QUEUED, TaskState.RUNNING

@@ -90,7 +90,7 @@ class WatchedHot(Hot):
 
 @pytest.fixture(scope="module")
 async def here(postgres: Any, database_template: str) -> AsyncIterator[World]:
-    """100,000 tasks of one team: 60,000 ended, 1,000 running, 39,000 waiting in 20 lanes; two free slots an agent."""
+    """100,000 tasks of one team: 60,000 ended, 50 running, the others waiting in 20 lanes; two free slots an agent."""
     await postgres.execute(f"CREATE DATABASE test_plans TEMPLATE {database_template} STRATEGY file_copy")
     url = postgres.url("test_plans")
     async with open_database(url, hot_size=2, cold_size=4) as database:
@@ -293,7 +293,7 @@ FILL = [
     SELECT agent_id, no, team_id, 1, true, 1 FROM agent_session, generate_series(1, 3) no
     """,
     """
-    WITH l AS (SELECT task_id, lane_id, row_number() OVER (ORDER BY task_id) AS n FROM task_live LIMIT 1000),
+    WITH l AS (SELECT task_id, lane_id, row_number() OVER (ORDER BY task_id) AS n FROM task_live LIMIT 50),
     s AS (SELECT agent_id, row_number() OVER (ORDER BY agent_id) AS n FROM agent_session),
     r AS (DELETE FROM ready USING l WHERE ready.task_id = l.task_id),
     u AS (UPDATE task_live v SET state = 'running', agent_id = s.agent_id, session_no = 1, lease_no = 1, attempts = 1
