@@ -235,8 +235,10 @@ class _Query:
 
     def _live(self, states: list[str], *, held: bool) -> str:
         """Those of `held` states begin at the slots: a backlog must not slow the list of what runs."""
-        slots = f"slot o JOIN task_live l ON l.task_id = o.task_id AND o.team_id = {self._team}"
-        return self._part(slots if held else "task_live l", "l", f"l.state = ANY({self.value(states)}::text[])")
+        # The lease too: an older one of the same task may still hold another slot.
+        held_by = f"l.task_id = o.task_id AND l.lease_no = o.lease_no AND o.team_id = {self._team}"
+        tables = f"slot o JOIN task_live l ON {held_by}" if held else "task_live l"
+        return self._part(tables, "l", f"l.state = ANY({self.value(states)}::text[])")
 
     def _part(self, tables: str, alias: str, in_state: str) -> str:
         id = f"{alias}.task_id"

@@ -297,6 +297,23 @@ async def test_lists_are_narrowed_by_every_part_of_the_filter(world: World) -> N
         await world.tasks.page(world.owner, world.team, TaskFilter(search="task%"), limit=5, before=None)
 
 
+async def test_a_task_whose_old_lease_still_holds_a_slot_is_listed_once(world: World) -> None:
+    task = await world.submit()
+    await world.offer(slots=2)
+    await world.run(task)
+    await database.rows(
+        "UPDATE slot s SET task_id = $1, lease_no = 0, attempt = 1, lane_id = o.lane_id FROM slot o "
+        "WHERE s.task_id IS NULL AND o.task_id = $1 RETURNING s.no",
+        task.id,
+    )
+
+    running = TaskFilter(states=(TaskState.RUNNING,))
+    page = await world.tasks.page(world.owner, world.team, running, limit=10, before=None)
+
+    assert [each.id for each in page] == [task.id]
+    assert await world.tasks.count(world.owner, world.team, running) == 1
+
+
 async def test_why_a_task_waits_is_computed_when_it_is_asked(world: World) -> None:
     first, second = await world.submit(), await world.submit()
 
