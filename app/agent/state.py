@@ -157,7 +157,8 @@ def _kill(process: psutil.Process, work: Path, groups: dict[str, dict[str, Any]]
         _log.warning("ending process %d, which an earlier life of this agent left", process.pid)
         if leads:
             os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
+        else:
+            process.kill()
         return True
     except (psutil.Error, ProcessLookupError, PermissionError):
         return False
