@@ -256,6 +256,22 @@ async def test_a_failure_keeps_its_last_log_lines(here: World) -> None:
     assert row["error"]["lastLogLines"] == [*[f"line {n}" for n in range(11, 30)], "last"]
 
 
+async def test_last_log_lines_are_those_of_the_last_attempt(here: World) -> None:
+    agent = await here.connect()
+    first = await here.running(agent, retry_max=1, retry_on=("failed",))
+    await here.hot.finish([finish(first, 1, log("first try"), **failure())])
+    await here.pass_time(2)
+    await here.hot.due()
+    await here.pass_time(0)
+    second = await here.queued(first.lease.task_id, agent)
+    await here.hot.acknowledge([second])
+
+    await here.hot.finish([finish(second, **failure())])
+
+    rows = await here.database.fetch("SELECT error->'lastLogLines' FROM attempt ORDER BY no")
+    assert [row[0] for row in rows] == [["first try"], []]
+
+
 async def test_last_log_lines_are_cut_at_eight_kibibytes(here: World) -> None:
     agent = await here.connect()
     fenced = await here.running(agent)

@@ -109,10 +109,34 @@ async def test_a_login_that_may_not_make_roles_goes_on_under_its_own_name(postgr
         who = await database.fetchval("SELECT current_user")
         hot = [row[0] for row in await database.hot.fetch("SELECT current_user")]
         made = await TeamRow.create(slug="t", name="T")
+        await database.execute("INSERT INTO task_event VALUES (uuidv7(), 1, now(), 'status', '{}')")
+        with pytest.raises(asyncpg.RestrictViolationError):
+            await database.execute("DELETE FROM task_event")
+        async with database.connection() as connection:
+            await connection.execute("SET LOCAL runyard.retention = 'on'")
+            deleted = await connection.execute("DELETE FROM task_event")
 
+    assert deleted == "DELETE 1"
     assert (who, hot) == ("plain", ["plain"])
     assert isinstance(made.id, UUID)
     await postgres.execute("DROP DATABASE test_plain WITH (FORCE)")
+    await postgres.execute("DROP ROLE plain")
+
+
+async def test_a_login_that_may_make_roles_acts_as_them(postgres: PostgresServer) -> None:
+    url = await _plain_login(postgres, may_make_roles=True)
+    for role in ("runyard_owner", "runyard_app", "runyard_engine", "runyard_retention"):
+        await postgres.execute(f"DO $$BEGIN CREATE ROLE {role}; EXCEPTION WHEN duplicate_object THEN END$$")
+        await postgres.execute(f"GRANT {role} TO plain WITH ADMIN TRUE, SET FALSE")
+
+    await migrate(url)
+    async with open_database(url) as database:
+        who = await database.fetchval("SELECT current_user")
+        [hot] = await database.hot.fetch("SELECT current_user AS name")
+
+    assert (who, hot["name"]) == ("runyard_app", "runyard_engine")
+    await postgres.execute("DROP DATABASE test_plain WITH (FORCE)")
+    await postgres.execute("DROP OWNED BY plain CASCADE")
     await postgres.execute("DROP ROLE plain")
 
 
@@ -281,9 +305,10 @@ async def _connection(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Rec
         await connection.close()
 
 
-async def _plain_login(postgres: PostgresServer) -> str:
-    """A database whose owner may do nothing beyond it, on a server without our roles."""
-    await postgres.execute("CREATE ROLE plain LOGIN PASSWORD 'plain' NOSUPERUSER NOCREATEROLE")
+async def _plain_login(postgres: PostgresServer, *, may_make_roles: bool = False) -> str:
+    """A database whose owner is no superuser."""
+    right = "CREATEROLE" if may_make_roles else "NOCREATEROLE"
+    await postgres.execute(f"CREATE ROLE plain LOGIN PASSWORD 'plain' NOSUPERUSER {right}")
     await postgres.execute("CREATE DATABASE test_plain OWNER plain")
     url = postgres.url("test_plain")
     scheme, _, rest = url.partition("://")

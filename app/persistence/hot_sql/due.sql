@@ -39,7 +39,7 @@ te AS (
     error, result, progress, preview, revision)
   SELECT task_id, team_id, 'failed', 'expired', lease_no, seq, attempts, NULL, NULL, now.at,
     jsonb_build_object('code', 'EXPIRED', 'message', 'no agent took the task within its queue timeout', 'details', NULL,
-      'lastLogLines', last_log_lines(task_id, '[]')), NULL, progress, preview, revision
+      'lastLogLines', last_log_lines(task_id, attempts, '[]')), NULL, progress, preview, revision
   FROM x, now
 ),
 e AS (

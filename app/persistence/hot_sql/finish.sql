@@ -28,7 +28,7 @@ f AS MATERIALIZED (  -- decided: `again` is the back-off in seconds where the re
           ELSE 'failed' END = ANY(k.retry_on)
       THEN least($25, $24 * 2 ^ least(l.attempts - 1, 30)) * (0.8 + 0.4 * random()) END AS again,
     CASE WHEN l.error IS NOT NULL
-      THEN l.error || jsonb_build_object('lastLogLines', last_log_lines(l.task_id, l.own)) END AS told
+      THEN l.error || jsonb_build_object('lastLogLines', last_log_lines(l.task_id, l.attempts, l.own)) END AS told
   FROM l JOIN task k ON k.id = l.task_id WHERE NOT l.gap
 ),
 d AS (

@@ -50,7 +50,7 @@ x AS MATERIALIZED (
       WHEN 'agent_restarted' THEN 'the agent was started anew while it ran the task'
       WHEN 'dispatch_exhausted' THEN 'the task was given to ' || $8 || ' agents and none of them acknowledged it'
       ELSE 'the agent that ran the task gave no sign of life' END,
-      'details', NULL, 'lastLogLines', last_log_lines(task_id, '[]')) AS told
+      'details', NULL, 'lastLogLines', last_log_lines(task_id, attempts, '[]')) AS told
   FROM f
 ),
 te AS (

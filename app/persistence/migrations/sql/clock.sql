@@ -9,15 +9,16 @@ CREATE FUNCTION uuid_floor(at timestamptz) RETURNS uuid
   LANGUAGE sql IMMUTABLE PARALLEL SAFE
   AS $$SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid$$;
 
--- History is insert-only. Retention deletes under its own role, or, where the login could not make roles, with the
--- setting runyard.retention switched on in its transaction.
+-- History is insert-only. Retention deletes under its own role, or, where the login may not act as it, with the setting
+-- runyard.retention switched on in its transaction.
 CREATE FUNCTION refuse_change() RETURNS trigger
   LANGUAGE plpgsql
   AS $$
 BEGIN
   IF TG_OP = 'DELETE' AND (
     current_user = 'runyard_retention'
-    OR (current_setting('runyard.retention', true) = 'on' AND to_regrole('runyard_retention') IS NULL)
+    OR (current_setting('runyard.retention', true) = 'on'
+      AND NOT coalesce(pg_has_role(session_user, to_regrole('runyard_retention'), 'SET'), false))
   ) THEN
     RETURN OLD;
   END IF;

@@ -118,12 +118,13 @@ CREATE TRIGGER task_event_is_written_once BEFORE UPDATE OR DELETE ON task_event
 CREATE TRIGGER task_tag_is_written_once BEFORE UPDATE OR DELETE ON task_tag
   FOR EACH ROW EXECUTE FUNCTION refuse_change();
 
--- The last 20 lines of a task's log, `own` after those that are stored, cut at 8 KiB; what Task.error shows.
-CREATE FUNCTION last_log_lines(task uuid, own jsonb) RETURNS jsonb
+-- The last 20 lines of an attempt's log, `own` after those that are stored, cut at 8 KiB; what Task.error shows.
+CREATE FUNCTION last_log_lines(task uuid, attempt integer, own jsonb) RETURNS jsonb
   LANGUAGE sql STABLE
   AS $$
 WITH chunk AS (
-  SELECT seq, body FROM task_event WHERE task_id = task AND kind = 'log' ORDER BY seq DESC LIMIT 20
+  SELECT seq, body FROM task_event
+  WHERE task_id = task AND kind = 'log' AND body->'attempt' = to_jsonb(attempt) ORDER BY seq DESC LIMIT 20
 ), line AS (
   SELECT chunk.seq, l.no, l.text FROM chunk, jsonb_array_elements_text(chunk.body->'lines') WITH ORDINALITY l(text, no)
   UNION ALL
