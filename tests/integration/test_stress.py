@@ -30,8 +30,8 @@ SLOTS = 3
 LANES = 4
 TIMINGS = Timings(
     lease=3.0,
-    acknowledge=0.4,
-    overrun=0.1,
+    acknowledge=0.25,
+    overrun=0.02,
     every=0.2,
     gap=10.0,
     grace=1.0,
@@ -54,6 +54,7 @@ class Storm:
         self.leases: list[Fenced] = []  # living or not: some are used too late on purpose
         self.tasks: list[UUID] = []
         self.users = [uuid4() for _ in range(LANES)]
+        self.silent: dict[str, float] = {}  # until when they give no sign of life
         self.end = time.monotonic() + SECONDS
 
     async def repeat(self, step: Callable[[], Awaitable[None]]) -> None:
@@ -72,7 +73,7 @@ class Storm:
                 priority=self.random.choice([0, 0, 0, 5]),
                 retry_max=self.random.choice([0, 2]),
                 retry_on=("failed", "agent_lost", "timed_out"),
-                timeout=self.random.choice([0.0, 0.3]),
+                timeout=self.random.choice([0.0, 0.05, 0.1]),
                 queue_timeout=self.random.choice([None, None, 1.0]),
                 key=key,
                 hash=key and b"same",
@@ -136,8 +137,9 @@ class Storm:
         await asyncio.sleep(0.02)
 
     async def beat(self) -> None:
-        signs = [(agent.agent_id, agent.session_no, 0.0) for agent in self.agents.values()]
-        signs = [sign for sign in signs if self.random.random() < 0.9]
+        now = time.monotonic()
+        beating = [agent for name, agent in self.agents.items() if self.silent.get(name, 0.0) < now]
+        signs = [(agent.agent_id, agent.session_no, 0.0) for agent in beating if self.random.random() < 0.9]
         for alive in await self.here.hot.beat(signs):
             self.counts[f"beat {alive}"] += 1
         await asyncio.sleep(0.1)
@@ -153,10 +155,14 @@ class Storm:
         """Agents come back: the same process, a new one, or after a silence that cost them their session."""
         name = f"agent {self.random.randrange(AGENTS)}"
         old = self.agents.get(name)
-        if old is not None and self.random.random() < 0.3:
+        if self.silent.get(name, 0.0) > time.monotonic():
+            return
+        if old is not None and self.random.random() < 0.25:
+            self.silent[name] = time.monotonic() + 0.6
             await self.here.hot.fetch(
                 "UPDATE agent_session SET seen_at = seen_at - interval '9 s' WHERE agent_id = $1", old.agent_id
             )
+            return
         if old is not None and self.random.random() < 0.5:
             await sessions.leave(self.here.database, old.agent_id, old.session_no)
         known = await sessions.find_agent(self.here.database, self.here.team, name)
