@@ -6,6 +6,7 @@ A null value counts as not given. A file parameter's value is the id of an uploa
 used is not known here.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -201,7 +202,7 @@ def _fields(reader: Reader, type: ParameterType | None) -> None:
 def _limit(reader: Reader, name: str, type: ParameterType | None) -> float | None:
     if type not in (T.INTEGER, T.NUMBER):
         return None
-    return reader.whole(name) if type is T.INTEGER else reader.number(name)
+    return reader.whole(name) if type is T.INTEGER else _plain(reader.number(name))
 
 
 def _options(reader: Reader) -> tuple[Option, ...]:
@@ -251,7 +252,12 @@ def _with_default(reader: Reader, parameter: Parameter) -> Parameter:
     except _Wrong as wrong:
         reader.fault(str(wrong), "default")
         return parameter
-    return replace(parameter, default=default)
+    return replace(parameter, default=_plain(default) if parameter.type is T.NUMBER else default)
+
+
+def _plain(number: float | None) -> float | None:
+    """1.0 as 1: the same definition is the same, whoever wrote its numbers."""
+    return number if number is None or as_whole(number) is None else int(number)
 
 
 def _repeated(names: Sequence[str], path: tuple[str, ...], field: str = "key") -> list[Fault]:
@@ -387,4 +393,5 @@ def _on_step(number: float, base: float, step: float) -> bool:
     steps = (number - base) / step
     if abs(steps) >= 2**52:  # beyond the fractions that a float can hold
         return True
-    return abs(steps - round(steps)) <= 1e-9 * max(1.0, abs(steps))
+    rounding = math.ulp(max(abs(number), abs(base))) / step  # what a float of this size cannot hold
+    return abs(steps - round(steps)) <= 1e-9 * max(1.0, abs(steps)) + rounding

@@ -18,7 +18,7 @@ from app.domain.ids import Kind, decode
 from app.domain.parameters import Parameter, read_definitions, write_definitions
 from app.domain.reader import Reader, encoded_size, found, kind, unstorable
 
-MAX_LABELS = 32
+MAXLABELS = 32
 MAX_RETRIES = 10
 MAX_SECONDS = 30 * 24 * 3600.0
 """The longest timeout."""
@@ -120,7 +120,7 @@ _FIELDS = (
 _SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _PINNED = re.compile(r"(?P<name>[^@]+)@(?P<number>[1-9][0-9]{0,8})")
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
-_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9._:/=+ -]{0,98}[a-z0-9.+])?")
+LABEL = re.compile(r"[a-z0-9](?:[a-z0-9._:/=+ -]{0,98}[a-z0-9.+])?")
 _COMMAND = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -277,9 +277,9 @@ def _parameters(reader: Reader) -> tuple[Parameter, ...]:
 
 def _labels(reader: Reader) -> tuple[str, ...]:
     labels = set()
-    for index, item in enumerate(reader.items("labels", most=MAX_LABELS)):
+    for index, item in enumerate(reader.items("labels", most=MAXLABELS)):
         label = normalise_label(item) if isinstance(item, str) else ""
-        if not _LABEL.fullmatch(label):
+        if not LABEL.fullmatch(label):
             reader.fault(
                 f"expected 1 to 100 letters, digits and . _ : / = + - inside, found {found(item)}", "labels", str(index)
             )

@@ -36,6 +36,15 @@ class WorkflowFilter:
     runtime: Runtime | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionPage:
+    """At most `limit` versions of a workflow with numbers below `before`."""
+
+    workflow_id: UUID
+    limit: int
+    before: int | None = None
+
+
 _FILTERED = """
 FROM workflow w JOIN workflow_version v ON v.workflow_id = w.id AND v.number = w.version
 WHERE w.team_id = $1
@@ -197,15 +206,27 @@ async def versions(pairs: Sequence[tuple[UUID, int]]) -> list[WorkflowVersion]:
     return [_version(row) for row in rows]
 
 
-async def version_page(workflow_id: UUID, *, limit: int, before: int | None) -> list[WorkflowVersion]:
-    """At most `limit` versions older than number `before`, newest first."""
+async def version_pages(wanted: Sequence[VersionPage], team_ids: Sequence[UUID]) -> list[list[WorkflowVersion]]:
+    """One list for each page, in order, newest first; by one statement."""
     rows = await database.rows(
-        f"{_VERSIONS} WHERE v.workflow_id = $1 AND ($2::int IS NULL OR v.number < $2) ORDER BY v.number DESC LIMIT $3",
-        workflow_id,
-        before,
-        limit,
+        f"""
+        SELECT p.n, v.* FROM unnest($1::uuid[], $2::int[], $3::int[]) WITH ORDINALITY AS p(workflow_id, most, below, n)
+        CROSS JOIN LATERAL (
+          {_VERSIONS} WHERE v.workflow_id = p.workflow_id AND w.team_id = ANY($4::uuid[])
+            AND (p.below IS NULL OR v.number < p.below)
+          ORDER BY v.number DESC LIMIT p.most
+        ) v
+        ORDER BY p.n, v.number DESC
+        """,
+        [page.workflow_id for page in wanted],
+        [page.limit for page in wanted],
+        [page.before for page in wanted],
+        list(team_ids),
     )
-    return [_version(row) for row in rows]
+    lists: list[list[WorkflowVersion]] = [[] for _ in wanted]
+    for row in rows:
+        lists[row["n"] - 1].append(_version(row))
+    return lists
 
 
 async def versions_by_ids(version_ids: Sequence[UUID], team_ids: Sequence[UUID]) -> list[WorkflowVersion]:

@@ -29,6 +29,7 @@ from app.domain.workflow import (
 )
 from app.persistence import database, idempotency, workflows
 from app.persistence.idempotency import Claim, fingerprint
+from app.persistence.workflows import VersionPage as VersionPage
 from app.persistence.workflows import WorkflowFilter as WorkflowFilter
 from app.services.access import Permission, Viewer
 from app.services.inputs import Checked
@@ -192,12 +193,9 @@ class WorkflowService:
         viewer.require(Permission.READ, team_id)
         return await workflows.count(team_id, _checked(wanted), most=MAX_TOTAL)
 
-    async def versions(
-        self, viewer: Viewer, workflow_id: UUID, *, limit: int, before: int | None
-    ) -> list[WorkflowVersion]:
-        """At most `limit` versions below number `before`, newest first."""
-        await self.get(viewer, workflow_id)
-        return await workflows.version_page(workflow_id, limit=limit, before=before)
+    async def version_pages(self, viewer: Viewer, wanted: Sequence[VersionPage]) -> list[list[WorkflowVersion]]:
+        """One list of versions for each page, in order, newest first, by one statement; empty for what is not seen."""
+        return await workflows.version_pages(wanted, _readable(viewer))
 
     async def version(self, viewer: Viewer, workflow_id: UUID, number: int) -> WorkflowVersion:
         """One version; raises `NotFound`."""

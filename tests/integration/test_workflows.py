@@ -10,7 +10,7 @@ from app.domain.errors import AlreadyExists, Forbidden, IdempotencyConflict, Inv
 from app.domain.workflow import Retry, Runtime, Workflow, write_plan
 from app.persistence.database import Database
 from app.services.access import Role, Scope, Viewer
-from app.services.workflows import WorkflowFilter, WorkflowService
+from app.services.workflows import VersionPage, WorkflowFilter, WorkflowService
 from tests.viewers import in_role, key_of, make_owner, team_of
 
 DOCUMENT: dict[str, Any] = {
@@ -30,7 +30,8 @@ def service(db: Database) -> WorkflowService:
 
 
 async def numbers(service: WorkflowService, owner: Viewer, workflow: Workflow) -> list[int]:
-    return [each.number for each in await service.versions(owner, workflow.id, limit=100, before=None)]
+    (page,) = await service.version_pages(owner, [VersionPage(workflow_id=workflow.id, limit=100)])
+    return [version.number for version in page]
 
 
 async def test_new_workflow_stands_at_version_1(service: WorkflowService, owner: Viewer, team: UUID) -> None:
@@ -264,7 +265,6 @@ async def test_strangers_see_nothing_and_members_change_nothing(
         service.find(stranger, team, "render"),
         service.page(stranger, team, ALL, limit=1, before=None),
         service.count(stranger, team, ALL),
-        service.versions(stranger, made.id, limit=1, before=None),
         service.version(stranger, made.id, 1),
         service.update(stranger, made.id, {"name": "x"}),
         service.restore(stranger, made.id, 1),
@@ -276,6 +276,7 @@ async def test_strangers_see_nothing_and_members_change_nothing(
         with pytest.raises(NotFound):
             await refused
     assert await service.versions_by(stranger, [(made.id, 1)]) == {}
+    assert await numbers(service, stranger, made) == []
     for refused in (
         service.update(member, made.id, {"name": "x"}),
         service.archive(member, made.id),
@@ -356,3 +357,23 @@ async def test_versions_are_loaded_for_many_workflows_at_once(
 
     assert set(await service.versions_by(owner, pairs)) == set(pairs)
     assert set(await service.versions_by(owner, [*pairs, (made[0].id, 9)])) == set(pairs)
+
+
+async def test_versions_of_many_workflows_are_paged_at_once(
+    service: WorkflowService, owner: Viewer, team: UUID
+) -> None:
+    one, two = [await service.create(owner, team, DOCUMENT | {"slug": slug}) for slug in ("one", "two")]
+    for timeout in (1, 2):
+        await service.update(owner, one.id, {"timeout": timeout})
+
+    pages = await service.version_pages(
+        owner,
+        [
+            VersionPage(workflow_id=one.id, limit=2),
+            VersionPage(workflow_id=two.id, limit=2),
+            VersionPage(workflow_id=one.id, limit=2, before=2),
+            VersionPage(workflow_id=uuid4(), limit=2),
+        ],
+    )
+
+    assert [[version.number for version in page] for page in pages] == [[3, 2], [1], [1], []]
