@@ -29,6 +29,7 @@ MAX_MESSAGE = 8 * 1024 * 1024  # bytes; an assignment may carry 1 MiB of paramet
 OPEN_TIMEOUT = 10.0  # seconds for the handshake, and again for the acknowledgement of `connection_init`
 PING_EVERY = 20.0  # seconds, and as long again for the answer
 FORBIDDEN_CLOSE = 4403
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # never through a proxy, whatever the environment says
 USER_AGENT = f"runyard-agent/{__version__}"
 
 _log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Socket:
                 ping_interval=PING_EVERY,
                 ping_timeout=PING_EVERY,
                 close_timeout=2,
+                proxy=None if parts.hostname in LOOPBACK else True,
                 user_agent_header=USER_AGENT,
             )
         except (OSError, InvalidHandshake, InvalidURI, TimeoutError, EOFError) as error:
@@ -156,6 +158,11 @@ class Socket:
             self.closed.set_result(error)
         for answers in self._waiting.values():
             answers.put_nowait({"type": "gone", "error": error})
+
+
+def direct() -> dict[str, None]:
+    """For `mounts` of an httpx client: which addresses no proxy of the environment serves."""
+    return {f"all://[{host}]" if ":" in host else f"all://{host}": None for host in LOOPBACK}
 
 
 async def _introduce(connection: ClientConnection, key: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import orjson
 
-from app.agent.client import PROTOCOL, USER_AGENT, value_of
+from app.agent.client import PROTOCOL, USER_AGENT, direct, value_of
 from app.agent.errors import Disconnected, Forbidden, NoAnswer
 from app.agent.operations import document, operation_name
 
@@ -26,7 +26,7 @@ class Http:
     def __init__(self, url: str, key: str) -> None:
         self._url = url + "/agent/graphql"
         headers = {"authorization": f"Bearer {key}", "user-agent": USER_AGENT, "x-runyard-protocol": str(PROTOCOL)}
-        self._http = httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(15.0, connect=10.0))
+        self._http = httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(15.0, connect=10.0), mounts=direct())
         self.closed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
     async def execute(self, operation: str, variables: dict[str, Any], timeout: float) -> Any:

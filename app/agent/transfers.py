@@ -11,7 +11,7 @@ from urllib.parse import urljoin
 
 import httpx
 
-from app.agent.client import USER_AGENT
+from app.agent.client import USER_AGENT, direct
 from app.agent.errors import InputFailed
 
 BLOCK = 256 * 1024  # bytes
@@ -43,7 +43,9 @@ class Transfers:
     def __init__(self, server: str, *, at_once: int = 4, scale: float = 1.0) -> None:
         self._server = server + "/"
         self._scale = scale
-        self._http = httpx.AsyncClient(timeout=PATIENCE, follow_redirects=True, headers={"user-agent": USER_AGENT})
+        self._http = httpx.AsyncClient(
+            timeout=PATIENCE, follow_redirects=True, headers={"user-agent": USER_AGENT}, mounts=direct()
+        )
         self.turn = asyncio.Semaphore(at_once)
 
     async def fetch(self, order: dict[str, Any], target: Path) -> None:

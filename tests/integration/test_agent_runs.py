@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.agent_process import ROOT, agent_process
@@ -355,6 +356,21 @@ async def test_store_that_keeps_other_bytes_gets_them_again(tmp_path: Path) -> N
 
         assert lease.files == {"a": b"content"}
         assert server.calls.count("beginOutputs") == 2
+
+
+@pytest.mark.parametrize("refuse_sockets", [False, True])
+async def test_proxy_of_the_environment_is_not_asked_for_this_machine(tmp_path: Path, refuse_sockets: bool) -> None:
+    program = "import os; open(os.environ['RUNYARD_OUTPUTS'] + '/a', 'w').write('a')"
+    proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), "http://127.0.0.1:9")
+    async with AgentServer().running() as server:
+        server.refuse_sockets = refuse_sockets
+        async with agent_process(server, tmp_path, env={**proxy, "NO_PROXY": "", "no_proxy": ""}, echo=program):
+            await server.until(lambda: server.agents)
+
+            lease = server.assign()
+            await server.until(lambda: lease.finish)
+
+            assert lease.files == {"a": b"a"}
 
 
 async def test_example_workflow_runs_as_it_is_shipped(tmp_path: Path) -> None:
