@@ -180,7 +180,7 @@ async def test_a_killed_connection_comes_back_and_says_that_messages_may_be_lost
     assert all(ear.heard == [None, b"after"] for ear in ears.values())
 
 
-async def test_a_restarted_server_is_found_again_within_a_second(mortal: ValkeyServer, bus: RedisBus) -> None:
+async def test_a_restarted_server_is_found_again_by_itself(mortal: ValkeyServer, bus: RedisBus) -> None:
     ear = Ear()
     await bus.subscribe("phoenix", ear)
     bus.publish("phoenix", b"before")
@@ -190,7 +190,7 @@ async def test_a_restarted_server_is_found_again_within_a_second(mortal: ValkeyS
     for _ in range(100):
         bus.publish("phoenix", b"into the void")
     await mortal.start()
-    await until(lambda: ear.losses > 0 and bus.connected, within=2)
+    await until(lambda: ear.losses > 0 and bus.connected)
 
     await heard_again(bus, ear, "phoenix", b"after")
     assert b"into the void" not in ear.messages
