@@ -139,6 +139,7 @@ class Session:
                 if live.silences > 1:
                     await live.transport.close()
             except Disconnected:
+                await live.transport.close()  # also where only this answer made no sense
                 await self._not(live)
             except OperationFailed as error:
                 if error.code in SESSION_OVER:
@@ -186,14 +187,15 @@ class Session:
         return live
 
     async def _transport(self) -> Transport:
-        if self._failures and self._failures % FALLBACK_AFTER == 0:
-            self._failures += 1
-            return Http(self._config.url, self._config.key)
+        """The socket where it opens; HTTP where it has failed again and again, the last time a moment ago."""
         try:
             socket = await Socket.open(self._config.url, self._config.key)
-        except Disconnected:
+        except Disconnected as error:
             self._failures += 1
-            raise
+            if self._failures < FALLBACK_AFTER:
+                raise
+            _log.warning("%s; trying HTTP", error)
+            return Http(self._config.url, self._config.key)
         self._failures = 0
         return socket
 
