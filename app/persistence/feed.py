@@ -15,6 +15,8 @@ from app.domain.task import TERMINAL, TaskState
 from app.persistence.database import Database, Record
 
 PAGE = 256  # events of one read
+NEWEST = 50  # tasks of a team that its lists show first
+HELD = 300  # tasks of a team in agents' slots that its lists follow
 PAGE_BYTES = 1024 * 1024  # of their bodies; the first event always passes
 
 
@@ -49,6 +51,16 @@ class Mark:
     seq: int
     revision: int
     ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMark:
+    """Where a task stands: `seq` is the number of its last event."""
+
+    team_id: UUID
+    task_id: UUID
+    state: TaskState
+    seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +142,17 @@ class FeedReads:
             if lines := [line for event in events if event.kind is EventKind.LOG for line in _lines(event)]:
                 yield "".join(lines)
 
-    async def team_marks(self, team_ids: Collection[UUID]) -> dict[UUID, str]:
-        """A fingerprint of each team's tasks that moves with every submit and every lease that begins or ends."""
-        rows = await self._database.fetch(_TEAM_MARKS, list(team_ids))
+    async def team_tasks(self, team_ids: Collection[UUID], known: Sequence[tuple[UUID, UUID]]) -> list[TaskMark]:
+        """Where the tasks stand that a team's lists are likely to show: the newest live ones, the newest of each end,
+        those that agents hold, and those that are `known` (team, task) already.
+        """
+        teams, tasks = [team for team, _ in known], [task for _, task in known]
+        rows = await self._database.fetch(_TEAM_TASKS, list(team_ids), NEWEST, HELD, teams, tasks)
+        return [TaskMark(row["team_id"], row["task_id"], TaskState(row["state"]), row["event_seq"]) for row in rows]
+
+    async def team_agents(self, team_ids: Collection[UUID]) -> dict[UUID, str]:
+        """A fingerprint of each team's agents: who is there, paused, and how busy."""
+        rows = await self._database.fetch(_TEAM_AGENTS, list(team_ids))
         return {row["team_id"]: row["mark"] for row in rows}
 
     async def agent_marks(self, agent_ids: Collection[UUID]) -> dict[UUID, str]:
@@ -223,15 +243,32 @@ LEFT JOIN LATERAL (
 ORDER BY w.n, e.seq
 """
 
-_TEAM_MARKS = """
-SELECT team_id, concat_ws(' ',
-  (SELECT id FROM task WHERE task.team_id = team.team_id ORDER BY id DESC LIMIT 1),
-  (SELECT task_id FROM task_end e WHERE e.team_id = team.team_id AND state = 'completed' ORDER BY task_id DESC LIMIT 1),
-  (SELECT task_id FROM task_end e WHERE e.team_id = team.team_id AND state = 'failed' ORDER BY task_id DESC LIMIT 1),
-  (SELECT task_id FROM task_end e WHERE e.team_id = team.team_id AND state = 'cancelled' ORDER BY task_id DESC LIMIT 1),
-  (SELECT hashtext(string_agg(concat_ws(':', agent_id, no, lease_no, acked_at), ' ' ORDER BY agent_id, no))
-   FROM slot WHERE slot.team_id = team.team_id AND task_id IS NOT NULL)) AS mark
-FROM unnest($1::uuid[]) team(team_id)
+_TEAM_TASKS = """
+WITH shown AS (
+  SELECT team.id AS team_id, x.task_id FROM unnest($1::uuid[]) team(id) CROSS JOIN LATERAL (
+    (SELECT task_id FROM task_live l WHERE l.team_id = team.id ORDER BY task_id DESC LIMIT $2)
+    UNION ALL (SELECT task_id FROM slot o WHERE o.team_id = team.id AND o.task_id IS NOT NULL LIMIT $3)
+    UNION ALL
+    (SELECT task_id FROM task_end e WHERE e.team_id = team.id AND state = 'completed' ORDER BY task_id DESC LIMIT $2)
+    UNION ALL
+    (SELECT task_id FROM task_end e WHERE e.team_id = team.id AND state = 'failed' ORDER BY task_id DESC LIMIT $2)
+    UNION ALL
+    (SELECT task_id FROM task_end e WHERE e.team_id = team.id AND state = 'cancelled' ORDER BY task_id DESC LIMIT $2)
+  ) x
+  UNION SELECT * FROM unnest($4::uuid[], $5::uuid[])
+)
+SELECT s.team_id, s.task_id, coalesce(l.state, e.state) AS state, coalesce(l.event_seq, e.event_seq) AS event_seq
+FROM shown s LEFT JOIN task_live l ON l.task_id = s.task_id LEFT JOIN task_end e ON e.task_id = s.task_id
+WHERE l.task_id IS NOT NULL OR e.task_id IS NOT NULL
+"""
+
+_TEAM_AGENTS = """
+SELECT a.team_id, hashtext(string_agg(
+  concat_ws(':', a.id, s.alive, s.session_no, a.pause, busy.slots), ' ' ORDER BY a.id))::text AS mark
+FROM agent a LEFT JOIN agent_session s ON s.agent_id = a.id CROSS JOIN LATERAL (
+  SELECT count(*) AS slots FROM slot o WHERE o.agent_id = a.id AND o.task_id IS NOT NULL
+) busy
+WHERE a.team_id = ANY($1::uuid[]) GROUP BY a.team_id
 """
 
 _AGENT_MARKS = """

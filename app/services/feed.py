@@ -20,7 +20,8 @@ from app.persistence.feed import FeedReads, Head
 from app.services.access import Permission, Viewer
 from app.services.feed_follower import Join, Latest, TaskFollower, subscribe_then_read
 from app.services.feed_grants import Allowed, Grant, Grants
-from app.services.feed_hints import HintReader, TaskHint, agent_hints, look_hint, task_hints
+from app.services.feed_hints import HintReader, TaskHint, agent_hints, look_hint
+from app.services.feed_lists import TaskListReader, TaskLists
 from app.services.ports import Bus, Subscription
 from app.services.single_flight import SingleFlight
 
@@ -76,7 +77,8 @@ class FeedService:
         self._polls = SingleFlight(self.poll, name="feed-poll")
         self._join = join
         self._followers: dict[UUID, TaskFollower] = {}
-        self._teams: dict[UUID, set[HintReader[Any]]] = {}
+        self._lists = TaskLists(reads)
+        self._fleets: dict[UUID, set[HintReader[Any]]] = {}  # agent lists, by team
         self._agents: dict[UUID, set[HintReader[Any]]] = {}
         self._duties: list[asyncio.Task[None]] = []
         self._auth: Subscription | None = None
@@ -172,16 +174,20 @@ class FeedService:
 
         Raises `NotFound` for a team that the viewer cannot see, `Unauthenticated` once it may no longer watch.
         """
-        reader = HintReader(task_hints, tick=self._times.tick)
-        with self._grants.enter(viewer, team_id, reader.wake) as grant, _among(self._teams, team_id, reader):
-            async with self._hearing(list_channel(team_id), reader), aclosing(reader.frames(grant)) as frames:
+        reader = TaskListReader(tick=self._times.tick)
+        with self._grants.enter(viewer, team_id, reader.wake) as grant:
+            async with (
+                self._hearing(list_channel(team_id), reader),
+                self._lists.reading(team_id, reader),
+                aclosing(reader.frames(grant)) as frames,
+            ):
                 async for frame in frames:
                     yield frame
 
     async def watch_agents(self, viewer: Viewer, team_id: UUID) -> AsyncGenerator[tuple[UUID, ...] | None, None]:
         """Which agents of the team changed, for ever: their ids, or None for "fetch again", which also comes first."""
         reader = HintReader(agent_hints, tick=self._times.tick)
-        with self._grants.enter(viewer, team_id, reader.wake) as grant, _among(self._teams, team_id, reader):
+        with self._grants.enter(viewer, team_id, reader.wake) as grant, _among(self._fleets, team_id, reader):
             async with self._hearing(agents_channel(team_id), reader), aclosing(reader.frames(grant)) as frames:
                 async for frame in frames:
                     yield frame
@@ -214,10 +220,11 @@ class FeedService:
             marks = await self._reads.marks(list(following))
             for id, follower in following.items():
                 follower.noticed(marks.get(id))
-        await self._poll_lists(self._teams, self._reads.team_marks)
-        await self._poll_lists(self._agents, self._reads.agent_marks)
+        await self._lists.poll()
+        await self._poll_marks(self._fleets, self._reads.team_agents)
+        await self._poll_marks(self._agents, self._reads.agent_marks)
 
-    async def _poll_lists(
+    async def _poll_marks(
         self,
         readers: dict[UUID, set[HintReader[Any]]],
         read: Callable[[Collection[UUID]], Awaitable[dict[UUID, str]]],

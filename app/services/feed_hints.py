@@ -5,7 +5,7 @@ There is no resume: the first frame, a lost connection and too many hints at onc
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
@@ -59,13 +59,7 @@ class HintReader(Generic[H]):
             self._on_loss()
             return
         self._heard = True
-        hints = None if message is None else self._decode(message)
-        if hints is None:
-            self._refetch = True
-        elif not self._refetch:
-            self._pending.update(hints)
-            self._refetch = len(self._pending) > HINTS
-        self._woken.set()
+        self._offer(None if message is None else self._decode(message))
 
     def noticed(self, mark: str | None) -> None:
         """What the poll found. A mark that moved says "fetch again", even where a hint told of it: another may be lost.
@@ -77,6 +71,14 @@ class HintReader(Generic[H]):
             self._refetch = True
             self._woken.set()
         self._heard = False
+
+    def _offer(self, hints: Iterable[tuple[UUID, H]] | None) -> None:
+        if hints is None:
+            self._refetch = True
+        elif not self._refetch:
+            self._pending.update(hints)
+            self._refetch = len(self._pending) > HINTS
+        self._woken.set()
 
     def wake(self) -> None:
         self._woken.set()
