@@ -211,7 +211,8 @@ class Outputs:
 
     async def _ask(self, operation: str, **variables: Any) -> dict[str, Any]:
         try:
-            answer: dict[str, Any] = await self._call(operation, token=self._journal.token, **variables)
+            async with self._transfers.asking:
+                answer: dict[str, Any] = await self._call(operation, token=self._journal.token, **variables)
         except OperationFailed as error:
             raise OutputRefused(f"the server refused {operation}: {error}") from error
         if answer["__typename"] == "Refused":

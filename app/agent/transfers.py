@@ -17,6 +17,7 @@ from app.agent.errors import InputFailed
 BLOCK = 256 * 1024  # bytes
 PATIENCE = httpx.Timeout(60.0, connect=10.0)
 DOWNLOAD_TRIES = 8
+ASKING = 8  # operations about files at once
 RETRY, RETRY_MAX = 0.5, 15.0  # seconds
 
 
@@ -47,6 +48,8 @@ class Transfers:
             timeout=PATIENCE, follow_redirects=True, headers={"user-agent": USER_AGENT}, mounts=direct()
         )
         self.turn = asyncio.Semaphore(at_once)
+        # The server bounds the operations of one socket to 20; those about tasks must find room.
+        self.asking = asyncio.Semaphore(ASKING)
 
     async def fetch(self, order: dict[str, Any], target: Path) -> None:
         """Bring the input in and verify size and SHA-256. Raises InputFailed where it is not what the order says."""
