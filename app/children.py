@@ -103,7 +103,7 @@ class Child:
             async with asyncio.timeout(grace):
                 await self.wait()
                 # Members that outlive their leader have the rest of the grace; nobody tells us of their end.
-                while _signal_group(self.pid, 0):
+                while _group_lives(self.pid):
                     await asyncio.sleep(POLL)
 
     def _reap(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -240,6 +240,19 @@ def _dismiss(keeper: subprocess.Popen[bytes] | None) -> None:
     keeper.wait()
     if keeper.stdin:
         keeper.stdin.close()
+
+
+def _group_lives(group: int) -> bool:
+    """Whether a member is left that is no zombie: an orphan's zombie stays until init reaps it, which may take long."""
+    if not _signal_group(group, 0):
+        return False
+    stats = list(Path("/proc").glob("[0-9]*/stat"))
+    for stat in stats:
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _, its_group, *_ = stat.read_bytes().rpartition(b") ")[2].split()
+            if int(its_group) == group and state not in (b"Z", b"X"):
+                return True
+    return not stats  # without /proc the signal's word counts
 
 
 def _signal_group(group: int, number: int) -> bool:
