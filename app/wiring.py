@@ -32,7 +32,7 @@ from app.services.bundle import Services
 from app.services.connections import AgentTimes, ConnectionService
 from app.services.credentials import CredentialService
 from app.services.dispatch import DispatchService
-from app.services.feed import FeedService
+from app.services.feed import FeedService, FeedTimes
 from app.services.feed_publisher import FeedPublisher
 from app.services.housekeeping import HousekeepingService
 from app.services.invitations import InvitationService
@@ -128,7 +128,7 @@ async def _services(
     placement = PlacementReads(database)
     scheduler = Scheduler(placement, database.batched, publisher, epoch=lambda: database.log_epoch)
     stack.push_async_callback(scheduler.settle)
-    feed = await FeedService(bus, FeedReads(database)).open()
+    feed = await FeedService(bus, FeedReads(database), times=FeedTimes().scaled(settings.time_scale)).open()
     stack.push_async_callback(feed.close)
 
     link_life = timedelta(seconds=settings.signed_url)

@@ -30,6 +30,7 @@ class KnownAgent:
     secret_hash: str
     credential_id: UUID
     pause: str | None
+    instance_id: str | None  # of the process that is this agent now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class Hello:
     team_id: UUID
     name: str
     agent_id: UUID | None
-    secret_hash: str  # kept for a new agent
+    secret_hash: str  # what it will be known by
     credential_id: UUID
     instance_id: str
     labels: tuple[str, ...]
@@ -77,7 +78,10 @@ class NameKnown:
 async def find_agent(database: Database, team_id: UUID, name: str) -> KnownAgent | None:
     """The team's agent of that name."""
     row = await database.fetchrow(
-        "SELECT id, secret_hash, credential_id, pause FROM agent WHERE team_id = $1 AND name = $2", team_id, name
+        "SELECT a.id, a.secret_hash, a.credential_id, a.pause, s.instance_id FROM agent a "
+        "LEFT JOIN agent_session s ON s.agent_id = a.id AND s.alive WHERE a.team_id = $1 AND a.name = $2",
+        team_id,
+        name,
     )
     return None if row is None else KnownAgent(**row)
 
@@ -199,7 +203,7 @@ async def _register(c: Connection, hello: Hello) -> Record | None:
     if hello.agent_id is None:
         found: Record | None = await c.fetchrow(_NEW_AGENT, hello.team_id, hello.name, *told, hello.secret_hash)
     else:
-        found = await c.fetchrow(_TELL_AGENT, hello.team_id, hello.agent_id, *told)
+        found = await c.fetchrow(_TELL_AGENT, hello.team_id, hello.agent_id, *told, hello.secret_hash)
     return found
 
 
@@ -234,7 +238,7 @@ VALUES ($1, $2, $3::text[], $4::jsonb, $5, $6, $7, $8) ON CONFLICT (team_id, nam
 """
 _TELL_AGENT = """
 UPDATE agent SET labels = $3::text[], facts = $4::jsonb, slots = $5, version = $6, credential_id = $7,
-  connected_at = app_now() WHERE team_id = $1 AND id = $2 RETURNING id, pause
+  secret_hash = $8, connected_at = app_now() WHERE team_id = $1 AND id = $2 RETURNING id, pause
 """
 _SESSION = """
 SELECT session_no, instance_id, alive, left_at IS NOT NULL AS left, extract(epoch FROM app_now() - seen_at) AS silent,

@@ -136,7 +136,7 @@ class ConnectionService:
         checked = check_introduction(introduction, labels=identity.labels, max_slots=identity.max_slots)
         for _ in range(2):  # again where another first connect took the name meanwhile
             known = await sessions.find_agent(self._database, identity.team_id, checked.name)
-            secret = secrets.token_urlsafe(32) if known is None else None
+            secret = _new_secret(identity, checked, known)
             hello = self._hello(identity, checked, known, secret)
             answer = await sessions.connect(self._database, hello)
             if not isinstance(answer, NameKnown):
@@ -241,13 +241,11 @@ class ConnectionService:
     def _hello(
         self, identity: AgentIdentity, checked: Introduction, known: KnownAgent | None, secret: str | None
     ) -> Hello:
-        if known is not None and not _proves(checked.secret, known.secret_hash):
-            raise Forbidden(f"the name {checked.name!r} is known: expected its secret, found another or none")
         return Hello(
             team_id=identity.team_id,
             name=checked.name,
             agent_id=known.id if known else None,
-            secret_hash=known.secret_hash if known else _hashed(secret or ""),
+            secret_hash=_hashed(secret) if secret is not None or known is None else known.secret_hash,
             credential_id=identity.credential_id,
             instance_id=checked.instance_id,
             labels=tuple(checked.labels),
@@ -288,8 +286,23 @@ def _lease(token: str, keys: Sequence[bytes]) -> Lease | None:
         return None
 
 
-def _hashed(secret: str) -> str:
-    return sha256(secret.encode()).hexdigest()
+def _new_secret(identity: AgentIdentity, said: Introduction, known: KnownAgent | None) -> str | None:
+    """A secret for a new name, or None for who shows the one of a known name; raises `Forbidden` for anybody else.
+
+    The answer to a first connect may have been lost: the very process that holds the session, by its random instance id
+    and with the same key, is told a new one.
+    """
+    if known is None:
+        return secrets.token_urlsafe(32)
+    if _proves(said.secret, known.secret_hash):
+        return None
+    if said.secret is None and (known.instance_id, known.credential_id) == (said.instance_id, identity.credential_id):
+        return secrets.token_urlsafe(32)
+    raise Forbidden(f"the name {said.name!r} is known: expected its secret, found another or none")
+
+
+def _hashed(secret: str | None) -> str:
+    return sha256((secret or "").encode()).hexdigest()
 
 
 def _proves(secret: str | None, stored: str) -> bool:

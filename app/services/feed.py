@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -36,6 +36,12 @@ class FeedTimes:
     poll_jitter: float = 0.5
     recheck: float = 5.0
     tick: float = 0.05
+
+    def scaled(self, factor: float) -> "FeedTimes":
+        """The periods times `factor`, for tests; the tick stays."""
+        return replace(
+            self, poll=self.poll * factor, poll_jitter=self.poll_jitter * factor, recheck=self.recheck * factor
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -202,7 +202,7 @@ class OutputService:
     async def _grant(self, decision: Decision, made: dict[tuple[FileRole, str], Output]) -> Grant:
         match decision:
             case Refused(error):
-                return Grant(refused=error)
+                return Grant(refused=error, part_size=self._store.part_size)
             case Known(output) if output.completed_at is not None:
                 return Grant(output_id=output.id)
             case Known(output):
