@@ -2,23 +2,20 @@
 
 import asyncio
 import hashlib
-import io
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 
 from app.children import exists
 from app.demo.client import Client
-from tests.e2e import programs
+from tests.e2e import lively, programs
+from tests.e2e.lively import download
 from tests.e2e.tasks import CANCEL, RERUN, Watch, events, read, submit
 from tests.e2e.world import AgentProcess, Replica, Team, World, set_up, world_in
 from tests.waiting import until
-
-PROMPT = 1.0  # seconds from the program's word until a client has it, and from then to the end at least
 
 AGENTS = "{ team { agents(first: 10) { nodes { name state busySlots } } } }"
 BEGIN_UPLOAD = """
@@ -87,14 +84,7 @@ async def test_line_progress_preview_and_output_are_received_while_the_program_w
 
     await watch.follow(shop.client)
 
-    received = _moments(watch)
-    said = {word: float(time) for word, time in (line.split() for line in watch.lines)}
-    late = {word: round(received[word] - said[word], 3) for word in received}
-    left = {word: round(watch.times[watch.received[-1]["seq"]] - received[word], 3) for word in received}
-    print(f"seconds after the program's word: {late}, before the end: {left}")
-    assert received.keys() == {"line", "progress", "preview", "output"}
-    assert max(late.values()) <= PROMPT
-    assert min(left.values()) >= PROMPT
+    lively.assert_prompt(watch)
 
 
 async def test_preview_and_outputs_are_downloaded_as_the_program_wrote_them(shop: Shop) -> None:
@@ -103,14 +93,7 @@ async def test_preview_and_outputs_are_downloaded_as_the_program_wrote_them(shop
 
     await watch.follow(shop.client)
 
-    with Image.open(io.BytesIO(await download(watch.previews[0][1]))) as picture:
-        assert (picture.size, picture.convert("RGB").getpixel((5, 5))) == ((64, 48), (0, 128, 128))
-    outputs = {each["name"]: each for each in (await read(shop.client, watch.task_id))["outputs"]["nodes"]}
-    files = {name: await download(each["url"]) for name, each in outputs.items()}
-    assert files == {"early.bin": bytes(range(256)) * 4096, "deep/late.txt": b"late"}
-    assert {name: each["sha256"] for name, each in outputs.items()} == {
-        name: hashlib.sha256(content).hexdigest() for name, content in files.items()
-    }
+    await lively.assert_files(watch, shop.client)
 
 
 async def test_cancel_ends_the_process_group_and_frees_the_slot(shop: Shop) -> None:
@@ -169,26 +152,10 @@ async def test_an_input_file_reaches_the_program_as_it_was_uploaded(shop: Shop) 
     assert await download(output["url"]) == content
 
 
-async def download(url: str) -> bytes:
-    async with httpx.AsyncClient(timeout=30, trust_env=False) as http:
-        return (await http.get(url)).raise_for_status().content
-
-
 async def send(request: dict[str, Any], content: bytes) -> None:
     async with httpx.AsyncClient(timeout=30, trust_env=False) as http:
         answer = await http.request(request["method"], request["url"], headers=request["headers"], content=content)
         answer.raise_for_status()
-
-
-def _moments(watch: Watch) -> dict[str, float]:
-    """When the first of each kind was received."""
-    output = next(event["seq"] for event in watch.received if event["__typename"] == "TaskOutputAdded")
-    return {
-        "line": watch.time_of_line("line"),
-        "progress": watch.progress[0][0],
-        "preview": watch.previews[0][0],
-        "output": watch.times[output],
-    }
 
 
 async def _to_its_end(shop: Shop, task_id: str) -> Watch:

@@ -1,7 +1,7 @@
 """Whole processes for end-to-end tests: replicas, agents, and what a team needs before its first task.
 
-Nothing is shared with the test process but files and sockets. Every process writes its log to a file of its own, which a
-failing test shows, and ends with its `World`, or with the test process however that ends.
+Nothing is shared with the test process but files and sockets. Every process writes its log to a file of its own, which
+a failing test shows, and ends with its `World`, or with the test process however that ends.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ mutation Key($input: CreateCredentialInput!) {
 """
 CREATE_WORKFLOW = """
 mutation Workflow($input: CreateWorkflowInput!) {
-  createWorkflow(input: $input) { ... on CreateWorkflowSuccess { workflow { id slug } } ... on Refusal { code message } }
+  createWorkflow(input: $input) { ... on CreateWorkflowSuccess { workflow { slug } } ... on Refusal { code message } }
 }
 """
 
@@ -120,7 +120,7 @@ class Replica(Program):
     async def first_run_token(self) -> str:
         """The one-time token of the link that the first start prints once it serves."""
         await until(lambda: bool(_LINK.search(self.log)), what=f"{self.name} prints a link")
-        return _LINK.findall(self.log)[0]
+        return str(_LINK.findall(self.log)[0])
 
     def client(self, token: str | None = None) -> Client:
         return Client(self.url, token)
