@@ -20,7 +20,7 @@ from app.interfaces.graphql.types.member import Member, member
 from app.interfaces.graphql.types.output import Output, team_outputs
 from app.interfaces.graphql.types.role import Role
 from app.interfaces.graphql.types.task import Task, TaskFilterInput, team_tasks
-from app.interfaces.graphql.types.workflow import Workflow, WorkflowFilterInput, team_workflows
+from app.interfaces.graphql.types.workflow import Workflow, WorkflowFilterInput, team_workflow, team_workflows
 from app.services.access import Permission, Viewer
 
 
@@ -44,6 +44,13 @@ class Team(Node):
     ) -> Connection[Workflow]:
         """The team's workflows, the newest first."""
         return await team_workflows(info, self.row_id, filter, first=first, after=after)
+
+    @field(Permission.READ)
+    async def workflow(
+        self, info: Info, slug: Annotated[str, argument("Its slug; its id is taken too.")]
+    ) -> Workflow | None:
+        """One of the team's workflows; null where there is none."""
+        return await team_workflow(info, self.row_id, slug)
 
     @field(Permission.READ)
     async def tasks(

@@ -8,6 +8,7 @@ import strawberry
 from strawberry.scalars import JSON
 
 from app.domain import workflow as domain
+from app.domain.errors import NotFound
 from app.domain.ids import Kind
 from app.domain.workflow import RetryOn, Runtime
 from app.interfaces.graphql.context import Context, Info
@@ -198,6 +199,14 @@ async def team_workflows(
         id_of=lambda each: each.id,
         of=workflow,
     )
+
+
+async def team_workflow(info: Info, team_id: UUID, ref: str) -> Workflow | None:
+    """A team's workflow by slug or id, for `Team.workflow`; None where there is none."""
+    try:
+        return workflow(await info.context.services.workflows.find(info.context.viewer, team_id, ref))
+    except NotFound:
+        return None
 
 
 async def load_workflows(context: Context, ids: list[UUID]) -> list[Workflow | None]:
