@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, cast
@@ -304,6 +304,52 @@ async def test_output_shows_its_links_to_its_team_alone(graph: Graph, sender: Se
     assert node["thumbnailUrl"] is None
     assert hidden["node"] is None
     assert seen["team"]["outputs"]["totalCount"] == 0  # no lease of the task counts
+
+
+LISTS = """{ team {
+  workflows(first: 50) { totalCount nodes { slug version { number definition workflow { slug } }
+    first: version(number: 1) { number } versions(first: 2) { totalCount nodes { number } } } }
+  outputs(first: 50) { totalCount nodes { name url thumbnailUrl } }
+} }"""
+
+
+async def test_statements_do_not_grow_with_the_lists(
+    graph: Graph, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements: list[str] = []
+    rows = database.rows
+
+    async def counted(sql: str, *args: Any) -> list[dict[str, Any]]:
+        statements.append(sql)
+        return await rows(sql, *args)
+
+    async def cost() -> int:
+        cold = replace(graph, services=cast(Services, SimpleNamespace(**vars(graph.services))))
+        cold.services.__dict__["workflows"] = WorkflowService()  # nothing is in its memory
+        statements.clear()
+        answer = await cold.ask(LISTS)
+        assert len(answer["team"]["outputs"]["nodes"]) == len(answer["team"]["workflows"]["nodes"])
+        return len(statements)
+
+    async def grow(count: int) -> None:
+        for n in range(count):
+            await create(graph, slug=f"w{n}-{count}")
+            task = (await database.rows("SELECT uuidv7() AS id"))[0]["id"]
+            await database.rows(_RUNNING, task, team_of(graph.owner), uuid4())
+            await _output(graph, sender, team_of(graph.owner), Lease(task, uuid4(), 1, 1))
+
+    monkeypatch.setattr(database, "rows", counted)
+    await grow(2)
+    small = await cost()
+    await grow(10)
+
+    assert await cost() == small
+
+
+_RUNNING = (
+    "INSERT INTO task_live (task_id, team_id, state, lane_id, rank, lease_no, agent_id, session_no, event_seq) "
+    "VALUES ($1, $2, 'running', 1, 0, 1, $3, 1, 1) RETURNING task_id"
+)
 
 
 async def _output(graph: Graph, sender: Sender, team: UUID, lease: Lease) -> UUID:
