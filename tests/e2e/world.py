@@ -189,9 +189,14 @@ class Team:
 
 async def set_up(replica: Replica, *workflows: str) -> Team:
     """Make the owner by the first-run link, keys of both kinds and plain workflows, all by GraphQL."""
+    return await redeem(replica.url, await replica.first_run_token(), *workflows)
+
+
+async def redeem(url: str, first_run_token: str, *workflows: str) -> Team:
+    """The same where the server's address and the link's token are known."""
     wish = {"email": "ann@example.org", "name": "Ann", "password": "a long password", "teamName": "Acme"}
-    redeemed = await replica.client().change(REDEEM, token=await replica.first_run_token(), **wish)
-    owner = replica.client(redeemed["token"])
+    redeemed = await Client(url).change(REDEEM, token=first_run_token, **wish)
+    owner = Client(url, redeemed["token"])
     (team,) = (await owner.ask(TEAMS))["viewer"]["teams"]
     may = {"INTEGRATION": ["READ", "RUN", "CANCEL"], "AGENT": []}
     keys = [
@@ -200,7 +205,7 @@ async def set_up(replica: Replica, *workflows: str) -> Team:
     ]
     made = Team(team["id"], redeemed["token"], *keys)
     for slug in workflows:
-        await made.add_workflow(replica.url, slug)
+        await made.add_workflow(url, slug)
     return made
 
 
