@@ -13,6 +13,7 @@ from uuid import UUID
 import orjson
 
 from app.domain.file import FileClaim, FileRole, Output
+from app.domain.lease import Lease
 from app.domain.output import output_key, preview_key, thumbnail_key
 from app.persistence import database
 
@@ -54,6 +55,17 @@ class OutputPage:
 async def lock(task_id: UUID) -> None:
     """Until the end of the transaction nobody else announces files of this task."""
     await database.rows("SELECT pg_advisory_xact_lock(hashtextextended($1, 2))", f"outputs {task_id}")
+
+
+async def runs(lease: Lease) -> bool:
+    """Whether this lease runs its task at this moment."""
+    rows = await database.rows(
+        "SELECT 1 AS one FROM task_live WHERE task_id = $1 AND lease_no = $2 AND agent_id = $3 AND state = 'running'",
+        lease.task_id,
+        lease.number,
+        lease.agent_id,
+    )
+    return bool(rows)
 
 
 async def held(task_id: UUID) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from app.domain.admission import Decision, Known, New, Quota, Refused, Repeated, decide, named
-from app.domain.errors import DomainError, Fault, InvalidInput, NotFound
+from app.domain.errors import DomainError, Fault, InvalidInput, LeaseLost, NotFound
 from app.domain.file import Arrival, FileClaim, FileRole, Output, RawFile, claim
 from app.domain.lease import Lease
 from app.domain.output import safe_inline
@@ -76,18 +76,20 @@ class OutputService:
         self._link_life = link_life
         self._preview_types: OrderedDict[str, str] = OrderedDict()
 
-    # -- under a lease; its holder was checked before
+    # -- under a lease, whose token was checked before
 
     async def begin(self, team_id: UUID, lease: Lease, files: Sequence[RawFile]) -> list[Grant]:
         """How to bring these files in, one answer each, in order; one that is refused does not stop the others.
 
         May be repeated: the same (role, name) with the same bytes is the same file. Raises `InvalidInput` for more than
-        500 files at once, `StorageUnavailable`.
+        500 files at once, `LeaseLost` where the lease has ended, `StorageUnavailable`.
         """
         _check_count(files)
         at = _files_of(team_id, lease)
         claims = [self._claim(raw) for raw in files]
         async with database.transaction():
+            if not await outputs.runs(lease):
+                raise LeaseLost(f"lease {lease.number} of task {lease.task_id} does not run it: no file is taken in")
             decisions, made = await self._admit(at, claims)
         if any(isinstance(each, FileClaim) and each.role is FileRole.PREVIEW for each in claims):
             await self._forget_previews(at)

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import orjson
 import pytest
 
-from app.domain.errors import AlreadyExists, InvalidInput, LimitExceeded, NotFound
+from app.domain.errors import AlreadyExists, InvalidInput, LeaseLost, LimitExceeded, NotFound
 from app.domain.file import Arrival, FileRole, Output, RawFile
 from app.domain.lease import Lease
 from app.persistence import database
@@ -394,13 +394,31 @@ async def test_lease_that_ends_in_between_changes_nothing_that_is_shown(
     # The zombie's lease was checked before it ended: what it still writes lies apart.
     late_id = await send(sender, late, b"late")
     assert (await service.complete(team, lease, [late_id])).results == [Arrival.VERIFIED]
-    await bring(service, sender, team, lease, raw("later"))
+    with pytest.raises(LeaseLost):
+        await service.begin(team, lease, [raw("later")])
 
     (page,) = await service.pages(owner, [OutputPage(task_id=lease.task_id)])
     assert [(output.name, output.lease_no) for output in page] == [("late", 2)]
     assert (await sender.get(await service.url(owner, page[0]))).content == PNG
     assert [each.lease_no for each in await service.team_page(owner, team, limit=9, before=None)] == [2]
-    assert await shown(service, owner, lease, 1) == ["late", "later"]
+    assert await shown(service, owner, lease, 1) == ["late"]
+
+
+async def test_only_the_lease_that_runs_the_task_announces_files(
+    local_store: ObjectStore, team: UUID, lease: Lease
+) -> None:
+    service = OutputService(local_store, limits=LIMITS, link_life=timedelta(minutes=5))
+    await service.begin(team, lease, [raw()])
+
+    for other in (replace(lease, number=2), replace(lease, agent_id=uuid4()), replace(lease, task_id=uuid4())):
+        with pytest.raises(LeaseLost):
+            await service.begin(team, other, [raw("other")])
+    await end(team, lease)
+    with pytest.raises(LeaseLost):
+        await service.begin(team, lease, [raw("late")])
+
+    rows = await database.rows("SELECT name FROM output")
+    assert [row["name"] for row in rows] == ["image.png"]
 
 
 async def test_concurrent_announcements_never_pass_the_limit_of_a_task(

@@ -284,7 +284,7 @@ async def test_upload_is_begun_sent_and_completed(graph: Graph, sender: Sender) 
 
 async def test_output_shows_its_links_to_its_team_alone(graph: Graph, sender: Sender) -> None:
     team = team_of(graph.owner)
-    lease = Lease((await database.rows("SELECT uuidv7() AS id"))[0]["id"], uuid4(), 1, 1)
+    lease = await _run(team)
     id = await _output(graph, sender, team, lease)
 
     document = (
@@ -303,7 +303,8 @@ async def test_output_shows_its_links_to_its_team_alone(graph: Graph, sender: Se
     assert shown.headers["content-disposition"].startswith("inline")
     assert node["thumbnailUrl"] is None
     assert hidden["node"] is None
-    assert seen["team"]["outputs"]["totalCount"] == 0  # no lease of the task counts
+    assert seen["team"]["outputs"]["totalCount"] == 1
+    assert hidden["team"]["outputs"]["totalCount"] == 0
 
 
 LISTS = """{ team {
@@ -334,9 +335,7 @@ async def test_statements_do_not_grow_with_the_lists(
     async def grow(count: int) -> None:
         for n in range(count):
             await create(graph, slug=f"w{n}-{count}")
-            task = (await database.rows("SELECT uuidv7() AS id"))[0]["id"]
-            await database.rows(_RUNNING, task, team_of(graph.owner), uuid4())
-            await _output(graph, sender, team_of(graph.owner), Lease(task, uuid4(), 1, 1))
+            await _output(graph, sender, team_of(graph.owner), await _run(team_of(graph.owner)))
 
     monkeypatch.setattr(database, "rows", counted)
     await grow(2)
@@ -346,10 +345,15 @@ async def test_statements_do_not_grow_with_the_lists(
     assert await cost() == small
 
 
-_RUNNING = (
-    "INSERT INTO task_live (task_id, team_id, state, lane_id, rank, lease_no, agent_id, session_no, event_seq) "
-    "VALUES ($1, $2, 'running', 1, 0, 1, $3, 1, 1) RETURNING task_id"
-)
+async def _run(team: UUID) -> Lease:
+    """A task that runs."""
+    rows = await database.rows(
+        "INSERT INTO task_live (task_id, team_id, state, lane_id, rank, lease_no, agent_id, session_no, event_seq) "
+        "VALUES (uuidv7(), $1, 'running', 1, 0, 1, $2, 1, 1) RETURNING task_id, agent_id",
+        team,
+        uuid4(),
+    )
+    return Lease(rows[0]["task_id"], rows[0]["agent_id"], 1, 1)
 
 
 async def _output(graph: Graph, sender: Sender, team: UUID, lease: Lease) -> UUID:
