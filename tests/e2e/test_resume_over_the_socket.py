@@ -31,7 +31,7 @@ from app.persistence.feed import FeedReads
 from app.services.feed import FeedService, FeedTimes
 from app.services.feed_follower import Join, TaskFollower, subscribe_then_read
 from app.services.ports import Receive, Subscription
-from app.settings import Settings, load
+from app.settings import Settings
 from app.wiring import App, open_app
 from tests.e2e.tasks import EVENTS, FOLLOW, Event, events, submit
 from tests.e2e.world import Team, redeem
@@ -197,7 +197,8 @@ def _events_of(raw: str | bytes) -> list[Event]:
 
 
 def _settings(directory: Path, database_url: str, redis_url: str) -> Settings:
-    return load({"data_dir": directory, "database_url": database_url, "redis_url": redis_url})
+    given: dict[str, Any] = {"data_dir": directory, "database_url": database_url, "redis_url": redis_url}
+    return Settings(**given)
 
 
 @asynccontextmanager
