@@ -87,9 +87,13 @@ class Program:
             await self._child.stop(GRACE)
 
     async def _run(self, argv: Sequence[str | Path]) -> None:
+        """Start a module of ours."""
+        await self._run_program([sys.executable, "-m", *argv])
+
+    async def _run_program(self, argv: Sequence[str | Path]) -> None:
         with self.log_file.open("ab") as log:
             self._child = await children.start(
-                [sys.executable, "-m", *argv],
+                argv,
                 cwd=self.directory,
                 env=self.environment,
                 stdout=log,
