@@ -270,9 +270,11 @@ class S3Server(Server):
         return f"http://{LOOPBACK}:{self.port}"
 
     async def make_bucket(self, name: str) -> S3Config:
-        """Make a bucket and tell how to reach it."""
+        """Make a bucket and tell how to reach it; its first write, which makes volumes and is slow, is done."""
         async with self._client(self.port) as client:
             await client.create_bucket(Bucket=name)
+            await client.put_object(Bucket=name, Key="first", Body=b"first")
+            await client.delete_object(Bucket=name, Key="first")
         return S3Config(self.endpoint, self.region, name, self.access_key, self.secret_key)
 
     async def _prepare(self) -> None:

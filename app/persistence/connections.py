@@ -91,7 +91,9 @@ def not_now(error: BaseException) -> str | None:
     if isinstance(error, _NOT_NOW) or getattr(error, "sqlstate", None) == _TRANSACTION_TIMEOUT:
         return "the database does not answer"
     closed = ("closed", "closing", "another operation")
-    if isinstance(error, asyncpg.InterfaceError) and any(word in str(error) for word in closed):
+    # The second kind: a connection that the server ended while nothing ran still believes that something does.
+    kinds = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+    if isinstance(error, kinds) and any(word in str(error) for word in closed):
         return "the connection to the database was lost"
     return None
 
