@@ -206,7 +206,7 @@ def _loops(
     return (
         Loop("leases", leases.reclaim, every=settings.seconds("sweep")),
         Loop("later", leases.wake, every=WAKE * settings.time_scale),
-        Loop("placement", scheduler.place_all, every=settings.seconds("sweep")),
+        Loop("placement", leases.place, every=settings.seconds("sweep")),
         Loop("uploads", uploads.collect, every=TIDY),
         Loop("partitions", housekeeping.partition, every=TIDY),
         Loop("idempotency", housekeeping.forget, every=TIDY),

@@ -1,8 +1,10 @@
 """An agent's introduction: claims that are checked, cleaned and bounded by what its key is pinned to."""
 
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import orjson
@@ -16,7 +18,7 @@ MAX_SLOTS = 1024
 MAX_FACTS = 64 * 1024  # bytes, encoded
 MAX_HOLDING = 2 * MAX_SLOTS
 
-_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+_UNSHOWN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+@=-]*")
 
 
@@ -49,16 +51,29 @@ def check_introduction(said: Introduction, *, labels: Collection[str] | None, ma
 
 def _faults(said: Introduction) -> list[Fault]:
     checks = [
-        ("name", 0 < len(said.name) <= MAX_NAME and _NAME.fullmatch(said.name), f"1 to {MAX_NAME} visible characters"),
+        ("name", 0 < len(said.name) <= MAX_NAME and _is_shown(said.name), f"1 to {MAX_NAME} visible characters"),
         ("instanceId", len(said.instance_id) <= 100 and _WORD.fullmatch(said.instance_id), "a random word"),
-        ("version", len(said.version) <= 32, "at most 32 characters"),
+        ("version", len(said.version) <= 32 and _is_shown(said.version), "at most 32 visible characters"),
         ("slots", 1 <= said.slots <= MAX_SLOTS, f"1 to {MAX_SLOTS}"),
         ("labels", len(said.labels) <= MAX_LABELS, f"at most {MAX_LABELS} labels"),
         ("holding", len(said.holding) <= MAX_HOLDING, f"at most {MAX_HOLDING} tokens"),
-        ("facts", len(orjson.dumps(said.facts)) <= MAX_FACTS, f"at most {MAX_FACTS} bytes"),
+        ("facts", _encoded(said.facts) <= MAX_FACTS, f"an object of at most {MAX_FACTS} bytes"),
     ]
     faults = [Fault((name,), f"expected {wanted}, found something else") for name, good, wanted in checks if not good]
-    bad = [label for label in said.labels if not LABEL.fullmatch(label.lower())][:5]
+    bad = [label for label in said.labels[:MAX_LABELS] if not LABEL.fullmatch(label.lower())][:5]
     return faults + [
         Fault(("labels",), f"expected a label like gpu or os:linux, found {label[:40]!r}") for label in bad
     ]
+
+
+def _is_shown(text: str) -> bool:
+    """Whether people see all of it: no control character, no mark that turns what follows, no space around it."""
+    return text == text.strip() and not any(unicodedata.category(character) in _UNSHOWN for character in text)
+
+
+def _encoded(facts: Mapping[str, Any]) -> float:
+    """Bytes of the facts as JSON, infinite where they are none."""
+    try:
+        return len(orjson.dumps(facts))
+    except (TypeError, ValueError):  # half of a surrogate pair, a number beyond 64 bits, nested too deeply
+        return inf

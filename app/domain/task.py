@@ -87,6 +87,7 @@ class Reason(StrEnum):
     EXPIRED = "expired"
     EXITED_NON_ZERO = "exited_non_zero"
     AGENT_ERROR = "agent_error"
+    INPUT_GONE = "input_gone"
     OUTPUT_REFUSED = "output_refused"
     CANCELLED_BY_USER = "cancelled_by_user"
     REFUSED_BY_AGENT = "refused_by_agent"

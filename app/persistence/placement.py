@@ -35,7 +35,10 @@ class Waiter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What one slot says to its agent: run this lease, or stop it because it is over."""
+    """What one slot says to its agent: run this lease, or stop it because it is over.
+
+    `parameters` (up to 1 MiB) are read only where they are to be sent: the lease is alive and not acknowledged.
+    """
 
     slot_no: int
     task_id: UUID
@@ -46,7 +49,7 @@ class Order:
     workflow_id: UUID
     version: int
     slug: str
-    parameters: dict[str, Any]
+    parameters: dict[str, Any] | None
     timeout: float  # seconds of execution, 0: none
 
 
@@ -154,7 +157,8 @@ WHERE l.team_id = $1 GROUP BY l.submitter_id
 # One row for the session itself, so that "nothing to do" and "session over" are told apart.
 _ORDERS = """
 SELECT s.no, s.task_id, s.lease_no, s.acked_at IS NOT NULL AS acknowledged, l.task_id IS NOT NULL AS alive,
-  s.attempt, t.workflow_id, t.version, t.params, t.timeout, w.slug
+  s.attempt, t.workflow_id, t.version, t.timeout, w.slug,
+  CASE WHEN l.task_id IS NOT NULL AND s.acked_at IS NULL THEN t.params END AS params
 FROM agent_session a
 LEFT JOIN slot s ON s.agent_id = a.agent_id AND s.task_id IS NOT NULL
 LEFT JOIN task t ON t.id = s.task_id

@@ -9,6 +9,7 @@ there; a connection is sent what it has not been told yet. Invariants:
    its key bounds.
 2. A lease that the agent no longer holds for `forgotten` seconds is lost; a token that the server no longer knows is
    dropped by the agent. So neither side keeps alive what the other has let go.
+3. What is remembered of an agent is bounded by its slots, however long it stays and however often it comes.
 """
 
 import hmac
@@ -23,13 +24,15 @@ from typing import Any
 from uuid import UUID
 
 from app.domain import lease as tokens
+from app.domain import report as said
 from app.domain.agent import Introduction, check_introduction
 from app.domain.errors import AgentTaken, Forbidden, LeaseLost, NotFound
 from app.domain.events import Batch
 from app.domain.lease import Lease
+from app.domain.task import Reason
 from app.persistence import sessions
 from app.persistence.database import Database
-from app.persistence.hot import Reclaimed
+from app.persistence.hot import Fenced, Finish, Reclaimed
 from app.persistence.placement import Order, PlacementReads
 from app.persistence.sessions import Hello, KnownAgent, NameKnown, Taken
 from app.services.access import AgentIdentity
@@ -91,9 +94,10 @@ class AgentTimes:
 
 @dataclass(slots=True)
 class _Known:
-    """What this process remembers of one connection."""
+    """What this process remembers of an agent's newest session; without `holding` nothing was compared yet."""
 
-    holding: frozenset[str] = frozenset()
+    session_no: int
+    holding: frozenset[str] | None = None
     compared_at: float = 0.0
     missing_since: dict[Lease, float] = field(default_factory=dict)
 
@@ -125,13 +129,13 @@ class ConnectionService:
         self._keys = token_keys
         self._replica = replica
         self._times = times
-        self._known: dict[tuple[UUID, int], _Known] = {}
+        self._known: dict[UUID, _Known] = {}
 
     async def connect(self, identity: AgentIdentity, introduction: Introduction) -> Welcome:
         """Begin a session of the agent with this name; idempotent for an instance.
 
-        Raises `AgentTaken` while another process of the name beats, `Forbidden` for a wrong secret or what the key does
-        not allow, `InvalidInput` with every fault.
+        Raises `AgentTaken` while another process of the name beats, `Forbidden` for a wrong secret, `InvalidInput` with
+        every fault. Labels and slots beyond what the key allows are left out: they are claims.
         """
         checked = check_introduction(introduction, labels=identity.labels, max_slots=identity.max_slots)
         for _ in range(2):  # again where another first connect took the name meanwhile
@@ -147,9 +151,12 @@ class ConnectionService:
         if isinstance(answer, NameKnown):
             raise Forbidden(f"the name {checked.name!r} was taken by another agent: its secret is needed")
         connection = AgentConnection(identity=identity, agent_id=answer.agent_id, session_no=answer.session_no)
+        now = time.monotonic()
+        self._known[answer.agent_id] = _Known(answer.session_no, missing_since=dict.fromkeys(answer.missing, now))
         self._tell_reclaimed(answer.reclaimed)
         self._scheduler.freed(identity.team_id, answer.agent_id)
         self._publisher.agents_changed(identity.team_id, answer.agent_id)
+        self._publisher.agent_look(identity.team_id, answer.agent_id)  # an older connection finds that it is over
         given = self._held(introduction.holding)
         kept = {(lease.task_id, lease.number) for lease in answer.keep}
         return Welcome(
@@ -169,24 +176,30 @@ class ConnectionService:
         told: set[tuple[UUID, int, bool]] = set()
         async with aclosing(self._feed.watch_agent(agent.team_id, agent.agent_id)) as looks:
             async for _ in looks:
-                if fresh := [order for order in await self._read(agent) if _state(order) not in told]:
-                    told |= {_state(order) for order in fresh}
-                    yield [order for each in fresh if (order := await self._order(agent, each)) is not None]
+                orders = await self._read(agent)
+                fresh = [order for order in orders if _state(order) not in told]
+                told = {_state(order) for order in orders}
+                if batch := [order for each in fresh if (order := await self._order(agent, each)) is not None]:
+                    yield batch
 
     async def beat(self, agent: AgentConnection, holding: Sequence[str]) -> list[str]:
         """A sign of life; returns the tokens to drop. Raises `LeaseLost` where the session is over."""
         if not await self._database.batched.beat(agent.agent_id, agent.session_no):
             raise LeaseLost(f"session {agent.session_no} of this agent is over: connect again")
-        known = self._known.setdefault((agent.agent_id, agent.session_no), _Known())
+        known = self._known.get(agent.agent_id)
+        if known is None or known.session_no != agent.session_no:  # by HTTP another replica may have answered so far
+            known = self._known[agent.agent_id] = _Known(agent.session_no)
         now = time.monotonic()
-        if known.missing_since or known.holding != set(holding) or now - known.compared_at > COMPARE_EVERY:
+        if known.missing_since or known.holding != frozenset(holding) or now - known.compared_at > COMPARE_EVERY:
             known.holding, known.compared_at = frozenset(holding), now
             return await self._compare(agent, holding, known, now)
         return []
 
     async def leave(self, agent: AgentConnection) -> None:
         """The connection has ended; its leases live on until the session falls silent."""
-        self._known.pop((agent.agent_id, agent.session_no), None)
+        known = self._known.get(agent.agent_id)
+        if known is not None and known.session_no == agent.session_no:
+            del self._known[agent.agent_id]
         await sessions.leave(self._database, agent.agent_id, agent.session_no)
 
     async def _compare(self, agent: AgentConnection, holding: Sequence[str], known: _Known, now: float) -> list[str]:
@@ -218,6 +231,12 @@ class ConnectionService:
         if order.acknowledged:
             return None
         version = await self._workflows.frozen(order.workflow_id, order.version)
+        parameters = order.parameters or {}
+        try:
+            inputs = await self._uploads.inputs(agent.team_id, version.plan.parameters, parameters)
+        except NotFound as gone:
+            await self._refuse(agent, order, gone.message)
+            return None
         return Assign(
             token=token,
             task_id=order.task_id,
@@ -225,18 +244,25 @@ class ConnectionService:
             workflow=order.slug,
             runtime=version.plan.runtime,
             definition=version.plan.definition,
-            parameters=order.parameters,
-            inputs=await self._inputs(agent, version.plan.parameters, order),
+            parameters=parameters,
+            inputs=inputs,
             timeout=order.timeout,
         )
 
-    async def _inputs(self, agent: AgentConnection, definitions: Any, order: Order) -> Sequence[TaskInput]:
-        try:
-            return await self._uploads.inputs(agent.team_id, definitions, order.parameters)
-        except NotFound as gone:
-            # The agent finds the parameter without its file and says so: the task fails with its reason.
-            log.warning("input files are gone", extra={"task": str(order.task_id), "cause": gone.message})
-            return ()
+    async def _refuse(self, agent: AgentConnection, order: Order, why: str) -> None:
+        """Fail a task that no agent can run: its lease is taken and ends at once, in its agent's name."""
+        log.warning("a task cannot be run", extra={"task": str(order.task_id), "cause": why})
+        hot, lease = self._database.batched, Lease(order.task_id, agent.agent_id, order.lease_no, order.attempt)
+        begun = await hot.acknowledge(Fenced(lease=lease, session_no=agent.session_no))
+        error = said.error(Reason.INPUT_GONE, why, None)
+        reason = Reason.INPUT_GONE
+        ended = await hot.finish(Finish(lease=lease, session_no=agent.session_no, number=1, error=error, reason=reason))
+        events = ((begun.event,) if begun.event else ()) + ended.events
+        if events and ended.state is not None:
+            batch = Batch(self._database.log_epoch, events[0].seq, events[-1].seq, ended.state, events)
+            self._publisher.task_changed(agent.team_id, order.task_id, batch)
+            self._publisher.agents_changed(agent.team_id, agent.agent_id)
+            self._scheduler.freed(agent.team_id, agent.agent_id)
 
     def _hello(
         self, identity: AgentIdentity, checked: Introduction, known: KnownAgent | None, secret: str | None
@@ -302,7 +328,7 @@ def _new_secret(identity: AgentIdentity, said: Introduction, known: KnownAgent |
 
 
 def _hashed(secret: str | None) -> str:
-    return sha256((secret or "").encode()).hexdigest()
+    return sha256((secret or "").encode(errors="surrogatepass")).hexdigest()
 
 
 def _proves(secret: str | None, stored: str) -> bool:

@@ -88,11 +88,20 @@ class DispatchService:
         return list(await asyncio.gather(*(self._acknowledge(agent, token) for token in given)))
 
     async def report(self, agent: AgentConnection, reports: Sequence[AgentReport]) -> list[Reported]:
-        """Store what happened; a repeated number stores nothing twice. One answer for each report, in order."""
-        return list(await asyncio.gather(*(self._report(agent, report) for report in reports)))
+        """Store what happened; a repeated number stores nothing twice. One answer for each report, in order.
+
+        Raises `BadRequest` before anything is stored where one of them makes no sense.
+        """
+        items = await asyncio.gather(*(self._report_of(agent, report) for report in reports))
+        return list(await asyncio.gather(*(self._store(agent, item) for item in items)))
 
     async def finish(self, agent: AgentConnection, results: Sequence[AgentResult]) -> list[Finished]:
-        """End leases; the same token gets the same answer again. One answer for each result, in order."""
+        """End leases; the same token gets the same answer again. One answer for each result, in order.
+
+        Raises `BadRequest` before anything is stored where one of them makes no sense.
+        """
+        for result in results:
+            _counted(result)
         return list(await asyncio.gather(*(self._finish(agent, result) for result in results)))
 
     async def release(self, agent: AgentConnection, given: Sequence[str]) -> list[bool]:
@@ -138,14 +147,14 @@ class DispatchService:
             self._publisher.task_changed(agent.team_id, fenced.lease.task_id, batch)
         return answer.fence
 
-    async def _report(self, agent: AgentConnection, report: AgentReport) -> Reported:
+    async def _report_of(self, agent: AgentConnection, report: AgentReport) -> Report | None:
+        """What is to be stored; None where the token proves no lease of this agent."""
+        _counted(report)
         try:
             fenced = self._fenced(agent, report.token)
         except LeaseLost:
-            return Reported(Fence.LEASE_LOST)
-        if report.number <= OWN_WORD:
-            raise BadRequest(f"expected a report number from 1, found {report.number}")
-        item = Report(
+            return None
+        return Report(
             lease=fenced.lease,
             session_no=fenced.session_no,
             number=report.number,
@@ -153,6 +162,11 @@ class DispatchService:
             progress=said.progress(report.progress),
             preview=await self._preview(fenced.lease, report.preview),
         )
+
+    async def _store(self, agent: AgentConnection, item: Report | None) -> Reported:
+        if item is None:
+            return Reported(Fence.LEASE_LOST)
+        logs.task_id.set(str(item.lease.task_id))
         answer: Reported = await self._hot.report(item)
         if answer.fence is Fence.ACCEPTED:
             self._publisher.task_changed(agent.team_id, item.lease.task_id, self._batch(item, answer))
@@ -209,6 +223,11 @@ class DispatchService:
         lease = self.lease(agent, token)
         logs.task_id.set(str(lease.task_id))  # for the rest of this verb, which runs as a task of its own
         return Fenced(lease=lease, session_no=agent.session_no)
+
+
+def _counted(report: AgentReport) -> None:
+    if report.number <= OWN_WORD:
+        raise BadRequest(f"expected a report number from 1, found {report.number}")
 
 
 def _error(given: tuple[str, str, Any] | None) -> dict[str, Any] | None:

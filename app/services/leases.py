@@ -1,6 +1,7 @@
 """The duties of the clock over leases and what was put off; any replica does them, without a leader."""
 
 from app.domain.events import Batch
+from app.persistence import duties
 from app.persistence.database import Database
 from app.services.connections import tell_reclaimed
 from app.services.feed_publisher import FeedPublisher
@@ -20,6 +21,12 @@ class LeaseService:
         reclaimed = await self._database.hot.sweep()
         tell_reclaimed(reclaimed, self._publisher, self._scheduler, self._database.log_epoch)
         return len(reclaimed)
+
+    async def place(self) -> int:
+        """System verb: look for tasks that nobody was told of; one replica at a time, which tries every team."""
+        if not await duties.take(self._database, "placement", every=self._database.hot.timings.every):
+            return 0
+        return await self._scheduler.place_all()
 
     async def wake(self) -> int:
         """System verb: bring back tasks whose pause is over, fail those whose queue timeout has passed."""

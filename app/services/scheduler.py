@@ -3,17 +3,18 @@
 There is no scheduler process. Whoever committed a fact kicks (`submitted`, `freed`); a kick is never awaited, so that a
 placement error cannot fail what was stored. Invariants:
 
-1. One pass is in flight for a team in this process; causes that arrive meanwhile are merged into the next one.
+1. One pass is in flight for a team in this process; causes that arrive meanwhile are merged into the next one, so that
+   a busy agent or lane never hides another.
 2. A pass is scoped to its causes: replicas that each fill the slots they freed rarely plan for the same ones.
 3. The database arbitrates: a plan is a guess, `place` takes what still holds. `SKIP LOCKED` never concludes that
    nothing is left; only a plan over a plain read that is empty ends the passes.
-4. What a crash between commit and kick left behind is found by `place_all`, which a loop calls.
+4. What a crash between commit and kick left behind, or a pass that failed, is found by `place_all`, which a loop calls.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,10 @@ from app.services.feed_publisher import FeedPublisher
 log = logging.getLogger(__name__)
 
 DEPTH = 32  # heads of a lane and slots of an offer that one plan looks at
-JITTER = (0.001, 0.005)  # seconds between two passes that follow each other
+JITTER = (0.001, 0.005)  # seconds between two passes that follow each other; doubles while they place nothing
+VAIN = 8  # passes in a row that placed nothing of what they planned: the rest is left to the next cause
+BEHIND = 0.1  # seconds until a task behind older waiters is looked for
+TEAMS = 256  # whose lanes and offers a process remembers
 
 
 @dataclass(slots=True)
@@ -44,6 +48,10 @@ class Causes:
 
     def __bool__(self) -> bool:
         return self.everything or bool(self.lanes or self.agents)
+
+    def merge(self, more: "Causes") -> "Causes":
+        """Both, as one."""
+        return Causes(self.lanes | more.lanes, self.agents | more.agents, self.everything or more.everything)
 
 
 @dataclass(slots=True)
@@ -83,13 +91,25 @@ class Scheduler:
         self._publisher = publisher
         self._epoch = epoch
         self._causes: dict[UUID, Causes] = {}
-        self._passes: dict[UUID, asyncio.Task[None]] = {}
-        self._known: dict[UUID, Interned] = {}
+        self._passes: dict[UUID, asyncio.Task[int]] = {}
+        self._behind: dict[UUID, tuple[asyncio.TimerHandle, set[int]]] = {}
+        self._known: dict[UUID, Interned] = {}  # the team that was looked at last comes last
 
     def submitted(self, team_id: UUID, lane_id: int) -> None:
         """A lane without older waiters has a new task."""
         self._of(team_id).lanes.add(lane_id)
         self._kick(team_id)
+
+    def queued_behind(self, team_id: UUID, lane_id: int) -> None:
+        """A lane with older waiters has a new task, which whoever places those will see, unless it has just looked.
+
+        So it is looked for a little later, once for all that come meanwhile: a backlog that grows costs ten passes a
+        second, not one for each submit.
+        """
+        if team_id not in self._behind:
+            timer = asyncio.get_running_loop().call_later(BEHIND, self._look_behind, team_id, context=Context())
+            self._behind[team_id] = timer, set()
+        self._behind[team_id][1].add(lane_id)
 
     def freed(self, team_id: UUID, agent_id: UUID) -> None:
         """An agent has a slot that it did not have before."""
@@ -97,31 +117,44 @@ class Scheduler:
         self._kick(team_id)
 
     def changed(self, team_id: UUID) -> None:
-        """Tasks are waiting again, or a limit has changed: look at everything."""
+        """Tasks are waiting again, or a limit has changed: look at everything, and read anew what is interned."""
+        self._known.pop(team_id, None)
         self._of(team_id).everything = True
         self._kick(team_id)
 
     async def place_all(self) -> int:
-        """One full pass for every team with waiting tasks; returns how many tasks it placed."""
-        return sum([await self._run(team_id, Causes(everything=True)) for team_id in await self._reads.waiting_teams()])
+        """System verb: a full pass for every team with waiting tasks; returns how many tasks were placed."""
+        placed = 0
+        for team_id in await self._reads.waiting_teams():
+            self.changed(team_id)
+            placed += await asyncio.shield(self._passes[team_id])
+        return placed
 
     async def settle(self) -> None:
-        """Return when no pass is in flight: for a clean stop, and for tests."""
-        while self._passes:
+        """Return when no pass is in flight or put off: for a clean stop, and for tests."""
+        while self._passes or self._behind:
+            for team_id, (timer, _) in list(self._behind.items()):
+                timer.cancel()
+                self._look_behind(team_id)
             await asyncio.gather(*self._passes.values(), return_exceptions=True)
 
     def _of(self, team_id: UUID) -> Causes:
         return self._causes.setdefault(team_id, Causes())
+
+    def _look_behind(self, team_id: UUID) -> None:
+        _, lanes = self._behind.pop(team_id)
+        self._of(team_id).lanes.update(lanes)
+        self._kick(team_id)
 
     def _kick(self, team_id: UUID) -> None:
         if team_id not in self._passes:
             # A clean context: a pass must not inherit the request's ids, and least of all its transaction.
             self._passes[team_id] = _spawn(self._passes_of(team_id))
 
-    async def _passes_of(self, team_id: UUID) -> None:
+    async def _passes_of(self, team_id: UUID) -> int:
+        placed = 0
         try:
-            while causes := self._causes.pop(team_id, None):
-                await self._run(team_id, causes)
+            placed = await self._until_nothing_fits(team_id)
         except Unavailable as outage:
             log.warning("placement put off", extra={"team": str(team_id), "cause": outage.message})
         except Exception:
@@ -130,36 +163,56 @@ class Scheduler:
             del self._passes[team_id]
             if self._causes.get(team_id):
                 self._kick(team_id)
+        return placed
 
-    async def _run(self, team_id: UUID, causes: Causes) -> int:
-        """Pass after pass until a plan is empty; returns how many tasks were placed."""
-        total = 0
-        while True:
+    async def _until_nothing_fits(self, team_id: UUID) -> int:
+        """Pass after pass, each with the causes that came meanwhile, until a plan is empty; how many were placed."""
+        causes, total, vain = Causes(), 0, 0
+        while causes := causes.merge(self._causes.pop(team_id, Causes())):
             planned = await self._plan(team_id, causes)
             placed = await self._place(planned.assignments)
-            total += len(placed)
             await self._hold(planned)
-            if not planned.assignments:
-                return total
-            await asyncio.sleep(random.uniform(*JITTER))
+            total, vain = total + len(placed), 0 if placed else vain + 1
+            if planned.assignments and vain <= VAIN:
+                await asyncio.sleep(random.uniform(*JITTER) * 2**vain)
+                continue
+            if planned.assignments:
+                log.error("placement gave up on what it cannot place", extra={"team": str(team_id)})
+            causes, vain = Causes(), 0
+        return total
 
     async def _plan(self, team_id: UUID, causes: Causes) -> Plan:
-        known = await self._interned(team_id)
+        known = await self._interned(team_id, causes.lanes)
         lanes = set(known.lanes) if causes.everything else causes.lanes & known.lanes.keys()
-        slots: set[FreeSlot] = set()
-        if lanes:
-            slots |= set(await self._reads.free_slots(team_id, known.offers_for(lanes), depth=DEPTH))
-        if causes.agents:
-            slots |= set(await self._reads.free_slots_of(causes.agents, depth=DEPTH))
-        lanes = lanes | known.lanes_for({slot.offer_id for slot in slots})
+        slots = await self._slots(team_id, known.offers_for(lanes), causes.agents)
+        if not known.offers.keys() >= (offers := {slot.offer_id for slot in slots}):  # made between the two reads
+            known.add_offers(await self._reads.offers(team_id, after=0))
+        lanes |= known.lanes_for(offers)
         heads = known.heads(await self._reads.heads(lanes, depth=min(DEPTH, len(slots) + 1)) if lanes else ())
         return plan(heads, slots, offers=known.offers, holding=await self._holding(team_id, heads, slots))
 
-    async def _interned(self, team_id: UUID) -> Interned:
-        known = self._known.setdefault(team_id, Interned())
+    async def _slots(self, team_id: UUID, offers: Collection[int], agents: Collection[UUID]) -> set[FreeSlot]:
+        """The free slots of these offers, and of these agents."""
+        found = await self._reads.free_slots(team_id, offers, depth=DEPTH) if offers else []
+        return {*found, *(await self._reads.free_slots_of(agents, depth=DEPTH) if agents else ())}
+
+    async def _interned(self, team_id: UUID, named: Collection[int]) -> Interned:
+        """The team's lanes and offers: what is new is added; all is read anew where a named lane is still unknown.
+
+        Rows may commit out of the order of their ids, so one may be missed here until `changed` forgets the rest.
+        """
+        known = self._known.pop(team_id, Interned())
+        await self._add_new(team_id, known)
+        if not known.lanes.keys() >= set(named):
+            await self._add_new(team_id, known := Interned())
+        self._known[team_id] = known
+        if len(self._known) > TEAMS:
+            del self._known[next(iter(self._known))]
+        return known
+
+    async def _add_new(self, team_id: UUID, known: Interned) -> None:
         known.add_lanes(await self._reads.lanes(team_id, after=max(known.lanes, default=0)))
         known.add_offers(await self._reads.offers(team_id, after=max(known.offers, default=0)))
-        return known
 
     async def _holding(self, team_id: UUID, heads: list[Head], slots: set[FreeSlot]) -> Mapping[UUID, int]:
         """What decides among submitters; asked only where there is something to decide."""
@@ -184,5 +237,5 @@ class Scheduler:
             self._publisher.task_changed(team_id, task_id, batch)
 
 
-def _spawn(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+def _spawn(work: Coroutine[Any, Any, int]) -> "asyncio.Task[int]":
     return asyncio.get_running_loop().create_task(work, context=Context())

@@ -260,8 +260,10 @@ class TaskService:
         first, last = result.events[0].seq, result.events[-1].seq
         batch = Batch(self._epoch(), first, last, result.state, result.events)
         self._publisher.task_changed(team_id, result.task_id, batch)
-        if result.state is TaskState.PENDING:  # else older ones of its lane wait for the same slots
+        if result.state is TaskState.PENDING:
             self._scheduler.submitted(team_id, result.lane_id)
+        else:  # older ones of its lane wait for the same slots
+            self._scheduler.queued_behind(team_id, result.lane_id)
 
     async def _cancel(self, team_id: UUID, ids: Sequence[UUID]) -> list[Cancelled]:
         cancelled: list[Cancelled] = await self._hot.cancel(team_id, ids, reason=Reason.CANCELLED_BY_USER)

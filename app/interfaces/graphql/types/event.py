@@ -52,6 +52,7 @@ enum(
         Reason.EXPIRED: "No agent took it within its queue timeout.",
         Reason.EXITED_NON_ZERO: "Its program ended with an exit code other than 0.",
         Reason.AGENT_ERROR: "The agent could not run it.",
+        Reason.INPUT_GONE: "A file that it was given is no longer kept.",
         Reason.OUTPUT_REFUSED: "One of its outputs could not be stored.",
         Reason.CANCELLED_BY_USER: "Somebody cancelled it.",
         Reason.REFUSED_BY_AGENT: "The agent does not run this workflow.",
