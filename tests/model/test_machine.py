@@ -1,0 +1,61 @@
+"""The promises about tasks hold after any steps in any order, found by a search that shrinks what breaks them."""
+
+import asyncio
+import random
+from collections import Counter
+from typing import cast
+
+import pytest
+from hypothesis import seed
+from hypothesis.stateful import run_state_machine_as_test
+
+from app.services.ports import ObjectStore
+from app.storage.local import LocalStore
+from tests.model.conftest import effort
+from tests.model.machine import LeaseMachine
+from tests.model.world import ModelWorld
+
+EXAMPLES, STEPS = 250, 50
+
+DEEP = {
+    "expire and reclaim",
+    "reclaimed by the same agent",
+    "late finish after a cancel",
+    "cancel after a finish",
+    "outage",
+    "sweep ended some",
+    "due some",
+    "submit again",
+    "submit conflict",
+    "connect taken",
+    "connect forbidden",
+    "reconnect",
+    "revoke",
+    "output",
+    "release True",
+    "release False",
+    "finish DUPLICATE completed",
+    "report DUPLICATE",
+    "report GAP",
+    "report LEASE_LOST",
+}
+"""What a search must have met to have been one."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_the_promises_hold_after_any_steps_in_any_order(world: ModelWorld, store: ObjectStore) -> None:
+    number = random.SystemRandom().randrange(2**32)
+    print(f"seed {number}")
+
+    class Here(LeaseMachine):
+        pass
+
+    Here.world, Here.store, Here.loop, Here.seen = world, cast(LocalStore, store), asyncio.get_running_loop(), Counter()
+    search = effort(examples=EXAMPLES, steps=STEPS)
+
+    await asyncio.to_thread(run_state_machine_as_test, seed(number)(Here), settings=search)
+
+    print(dict(sorted(Here.seen.items())))
+    if search.max_examples == EXAMPLES:
+        assert DEEP - (+Here.seen).keys() == set()
