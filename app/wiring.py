@@ -177,7 +177,9 @@ async def _services(
     stack.push_async_callback(credentials.close)
     services = Services(
         accounts=AccountService(bus=bus, quota=LocalQuota(), passwords=passwords, sessions=sessions),
-        agents=AgentService(AgentReads(database)),
+        agents=AgentService(
+            reads=AgentReads(database), database=database, publisher=publisher, scheduler=scheduler
+        ),
         connections=connections,
         credentials=credentials,
         dispatch=dispatch,

@@ -264,11 +264,12 @@ WHERE l.task_id IS NOT NULL OR e.task_id IS NOT NULL
 
 _TEAM_AGENTS = """
 SELECT a.team_id, hashtext(string_agg(
-  concat_ws(':', a.id, s.alive, s.session_no, a.pause, busy.slots), ' ' ORDER BY a.id))::text AS mark
+  concat_ws(':', a.id, s.alive, s.session_no, a.pause, s.suspect_until > app_now(), busy.slots), ' ' ORDER BY a.id
+))::text AS mark
 FROM agent a LEFT JOIN agent_session s ON s.agent_id = a.id CROSS JOIN LATERAL (
   SELECT count(*) AS slots FROM slot o WHERE o.agent_id = a.id AND o.task_id IS NOT NULL
 ) busy
-WHERE a.team_id = ANY($1::uuid[]) GROUP BY a.team_id
+WHERE a.team_id = ANY($1::uuid[]) AND a.removed_at IS NULL GROUP BY a.team_id
 """
 
 _AGENT_MARKS = """

@@ -158,6 +158,7 @@ class WorkflowRow(Model):
     description = fields.TextField()
     version = fields.IntField()
     active = fields.BooleanField(db_default=True)  # false: refuses new tasks
+    own_lanes = fields.BooleanField(db_default=False)  # an agent key was pinned to it: its tasks queue by themselves
     created_at = fields.DatetimeField(db_default=NOW)
     updated_at = fields.DatetimeField(db_default=NOW)
     archived_at = fields.DatetimeField(null=True)
@@ -213,6 +214,10 @@ class AgentRow(Model):
     pause_note = fields.CharField(max_length=500, null=True)
     created_at = fields.DatetimeField(db_default=NOW)
     connected_at = fields.DatetimeField(db_default=NOW)
+    workflows: Any = ArrayField(element_type="uuid", null=True)  # what its key is pinned to, None: any
+    # Of an agent that was removed: its name is free for another one, and `name` holds its id.
+    removed_at = fields.DatetimeField(null=True)
+    former_name = fields.CharField(max_length=100, null=True)
 
     class Meta:
         table = "agent"
@@ -289,3 +294,26 @@ class IdempotencyRow(Model):
     class Meta:
         table = "idempotency_record"
         unique_together = (("team_id", "caller_id", "operation", "key"),)
+
+
+class BulkOperationRow(Model):
+    """One verb over many tasks, done in batches by whichever replica holds its claim."""
+
+    id = fields.UUIDField(primary_key=True, db_default=V7, default=None)
+    team_id = fields.UUIDField()
+    kind = fields.CharField(max_length=32)  # cancel_tasks
+    user_id = fields.UUIDField()
+    credential_id = fields.UUIDField(null=True)
+    wanted: Any = fields.JSONField()  # the filter, as far as the caller may cancel what it finds
+    total = fields.BigIntField()  # tasks that it found when it was made
+    done = fields.BigIntField(db_default=0)
+    failed = fields.BigIntField(db_default=0)
+    reached = fields.UUIDField(null=True)  # the last task that was dealt with: newest first
+    claim_no = fields.IntField(db_default=0)  # grows with each claim: a late batch of an older one is not counted
+    claimed_until = fields.DatetimeField(null=True)
+    created_at = fields.DatetimeField(db_default=NOW)
+    ended_at = fields.DatetimeField(null=True)
+
+    class Meta:
+        table = "bulk_operation"
+        indexes = (("team_id", "id"),)

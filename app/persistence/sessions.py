@@ -8,6 +8,8 @@ lost what the old one ran: those leases end at once. A second process beside a l
 3. An offer is the agent's labels without those that no requirement of the team names; when a requirement names a new
    label, `offer_anew` sees every connect that did not see it.
 4. Lock order: agent < agent_session < slot < task_live, as in `hot.py`.
+5. A drain is of the process that was told: a new process of the agent takes work. A pause lasts until it is resumed.
+6. A removed agent keeps its id and gives its name away: whoever connects by the name then is another agent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,9 @@ from app.domain.task import LEASED, TaskState
 from app.persistence.database import Connection, Database, Record
 from app.persistence.hot import Reclaimed, Timings
 from app.persistence.hot_sweep import end_leases
+
+PAUSED = "paused"
+DRAINING = "draining"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +84,8 @@ async def find_agent(database: Database, team_id: UUID, name: str) -> KnownAgent
     """The team's agent of that name."""
     row = await database.fetchrow(
         "SELECT a.id, a.secret_hash, a.credential_id, a.pause, s.instance_id FROM agent a "
-        "LEFT JOIN agent_session s ON s.agent_id = a.id AND s.alive WHERE a.team_id = $1 AND a.name = $2",
+        "LEFT JOIN agent_session s ON s.agent_id = a.id AND s.alive "
+        "WHERE a.team_id = $1 AND a.name = $2 AND a.removed_at IS NULL",
         team_id,
         name,
     )
@@ -104,7 +110,10 @@ async def _connect(c: Connection, hello: Hello, timings: Timings) -> Connected:
     same = old is not None and old["instance_id"] == hello.instance_id
     if old is not None and not same and _beats(old, timings.lease / 2):
         raise _Refused(Taken(timings.lease / 2))
-    opens = agent["pause"] is None and not (same and old["suspect"])
+    drained = agent["pause"] == DRAINING and not same
+    if drained:
+        await c.execute(_PAUSE, hello.team_id, agent["id"], None, None)
+    opens = (agent["pause"] is None or drained) and not (same and old["suspect"])
     session_no = await c.fetchval(
         _BEGIN, agent["id"], hello.team_id, hello.instance_id, hello.replica, hello.slots, same
     )
@@ -160,21 +169,40 @@ async def leave(database: Database, agent_id: UUID, session_no: int) -> None:
 
 
 async def set_pause(database: Database, team_id: UUID, agent_id: UUID, pause: str | None, note: str | None) -> bool:
-    """Let the agent take no new work (`paused`, `draining`), or take it again (None); False where there is none."""
+    """Let the agent take no new work (`paused`, `draining`), or take it again (None).
+
+    False where there is none, and for `draining` where no process of it is connected that could be told.
+    """
     async with database.hot.transaction() as c:
-        changed = await c.fetchval(
-            "UPDATE agent SET pause = $3, pause_note = $4 WHERE team_id = $1 AND id = $2 RETURNING id",
-            team_id,
-            agent_id,
-            pause,
-            note,
-        )
-        if changed is None:
+        if await c.fetchval(_LOCK_AGENT, team_id, agent_id) is None:
             return False
-        await c.fetch(_SESSION, agent_id)
+        session = await c.fetchrow(_SESSION, agent_id)
+        if pause == DRAINING and not (session and session["alive"]):
+            return False
+        await c.execute(_PAUSE, team_id, agent_id, pause, note)
         await c.fetch(_LOCK_SLOTS, agent_id)
         await c.execute(_OPEN_SLOTS, agent_id, pause is None)
     return True
+
+
+async def remove(database: Database, team_id: UUID, agent_id: UUID, *, force: bool) -> list[Reclaimed] | None:
+    """Take an agent out of its team for good: its leases end, its slots go, its name is free. Idempotent.
+
+    Returns what became of its leases, or None for one that is connected, without `force`.
+    """
+    async with database.hot.transaction() as c:
+        if await c.fetchval(_LOCK_AGENT, team_id, agent_id) is None:
+            return []
+        session = await c.fetchrow(_SESSION, agent_id)
+        if session is not None and session["alive"] and not force:
+            return None
+        await c.execute(_END_SESSION, agent_id)
+        await c.execute(_LOCK_SLOTS, agent_id)
+        held = await c.fetch(_HELD, agent_id, sorted(LEASED))  # a snapshot after the locks: rule 3
+        reclaimed = await end_leases(c, database.hot.timings, [(*_slot_of(row), "removed") for row in held])
+        await c.execute("DELETE FROM slot WHERE agent_id = $1", agent_id)
+        await c.execute(_FREE_NAME, agent_id)
+    return reclaimed
 
 
 async def offer_anew(database: Database, team_id: UUID, labels: Sequence[str]) -> int:
@@ -238,8 +266,13 @@ VALUES ($1, $2, $3::text[], $4::jsonb, $5, $6, $7, $8) ON CONFLICT (team_id, nam
 """
 _TELL_AGENT = """
 UPDATE agent SET labels = $3::text[], facts = $4::jsonb, slots = $5, version = $6, credential_id = $7,
-  secret_hash = $8, connected_at = app_now() WHERE team_id = $1 AND id = $2 RETURNING id, pause
+  secret_hash = $8, connected_at = app_now() WHERE team_id = $1 AND id = $2 AND removed_at IS NULL RETURNING id, pause
 """
+_LOCK_AGENT = "SELECT id FROM agent WHERE team_id = $1 AND id = $2 AND removed_at IS NULL FOR NO KEY UPDATE"
+_PAUSE = "UPDATE agent SET pause = $3, pause_note = $4 WHERE team_id = $1 AND id = $2"
+_END_SESSION = "UPDATE agent_session SET alive = false, session_no = session_no + 1 WHERE agent_id = $1"
+# No name that a process gives is an id that is already an agent's.
+_FREE_NAME = "UPDATE agent SET removed_at = app_now(), former_name = name, name = id::text WHERE id = $1"
 _SESSION = """
 SELECT session_no, instance_id, alive, left_at IS NOT NULL AS left, extract(epoch FROM app_now() - seen_at) AS silent,
   coalesce(suspect_until > app_now(), false) AS suspect

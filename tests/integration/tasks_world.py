@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+from app.domain.agent import Introduction
 from app.domain.events import Event
 from app.domain.lease import Lease
 from app.domain.task import TaskState
@@ -19,16 +20,20 @@ from app.persistence.feed import FeedReads
 from app.persistence.hot import Fence, Fenced, Finish, Planned, Report
 from app.persistence.placement import PlacementReads
 from app.persistence.tasks import TaskReads
-from app.services.access import Viewer
+from app.services.access import AgentIdentity, Viewer
 from app.services.agents import AgentService
+from app.services.connections import AgentTimes, ConnectionService, Welcome
+from app.services.dispatch import DispatchService
 from app.services.feed import FeedService, FeedTimes
 from app.services.feed_publisher import FeedPublisher
+from app.services.leases import LeaseService
 from app.services.outputs import Limits, OutputService
 from app.services.ports import ObjectStore
 from app.services.scheduler import Scheduler
 from app.services.tasks import Submit, TaskRecord, TaskService
 from app.services.uploads import UploadService
 from app.services.workflows import WorkflowService
+from tests import hot_world
 from tests.integration.task_log import everyone
 from tests.viewers import make_owner, team_of
 
@@ -45,6 +50,8 @@ DOCUMENT: dict[str, Any] = {
     "timeout": 60,
 }
 
+KEYS = (b"new key", b"old key")  # that tokens are minted and read with
+
 
 @dataclass(kw_only=True)
 class World:
@@ -59,8 +66,13 @@ class World:
     outputs: OutputService
     agents: AgentService
     scheduler: Scheduler
+    connections: ConnectionService
+    dispatch: DispatchService
+    leases: LeaseService
+    uploads: UploadService
     bus: RedisBus
     agent_id: UUID
+    identity: AgentIdentity  # of the team's agent key
 
     @property
     def team(self) -> UUID:
@@ -69,6 +81,24 @@ class World:
     async def submit(self, viewer: Viewer | None = None, **wanted: Any) -> TaskRecord:
         given = {"workflow": "render", "parameters": {"title": "A"}, **wanted}
         return await self.tasks.submit(viewer or self.owner, self.team, Submit(**given))
+
+    async def connect(self, name: str = "box", *, by: AgentIdentity | None = None, **changes: Any) -> Welcome:
+        """A connection of the agent of that name, as its own process introduces it."""
+        said: dict[str, Any] = {
+            "name": name,
+            "instance_id": name,
+            "secret": None,
+            "labels": ["gpu"],
+            "facts": {},
+            "slots": 1,
+            "version": "1",
+            "holding": [],
+        }
+        return await self.connections.connect(by or self.identity, Introduction(**said | changes))
+
+    async def pass_time(self, seconds: float) -> None:
+        """Move the database's clock, for every connection."""
+        await hot_world.pass_time(self.db, seconds)
 
     async def offer(self, slots: int = 1) -> None:
         """Give the agent free slots that fit the workflow, once all is submitted: no scheduler is told of them."""
@@ -110,12 +140,14 @@ async def open_world(db: Database, redis_url: str, store: ObjectStore) -> AsyncI
         publisher = FeedPublisher(bus)
         reads = FeedReads(db)
         scheduler = Scheduler(PlacementReads(db), db.batched, publisher, epoch=lambda: db.log_epoch)
+        uploads = UploadService(store, largest=2**20, link_life=timedelta(minutes=5))
+        outputs = OutputService(store, limits=Limits(size=2**20, total=2**20), link_life=timedelta(minutes=5))
         tasks = TaskService(
             reads=TaskReads(db),
             feed=reads,
             hot=db.batched,
             workflows=workflows,
-            uploads=UploadService(store, largest=2**20, link_life=timedelta(minutes=5)),
+            uploads=uploads,
             publisher=publisher,
             scheduler=scheduler,
             epoch=lambda: db.log_epoch,
@@ -130,10 +162,33 @@ async def open_world(db: Database, redis_url: str, store: ObjectStore) -> AsyncI
                 tasks=tasks,
                 feed=feed,
                 scheduler=scheduler,
-                outputs=OutputService(store, limits=Limits(size=2**20, total=2**20), link_life=timedelta(minutes=5)),
-                agents=AgentService(AgentReads(db)),
+                connections=ConnectionService(
+                    database=db,
+                    placement=PlacementReads(db),
+                    feed=feed,
+                    publisher=publisher,
+                    scheduler=scheduler,
+                    workflows=workflows,
+                    uploads=uploads,
+                    token_keys=KEYS,
+                    replica="r",
+                    times=AgentTimes(forgotten=0.0),
+                ),
+                dispatch=DispatchService(
+                    hot=db.batched,
+                    publisher=publisher,
+                    scheduler=scheduler,
+                    outputs=outputs,
+                    token_keys=KEYS,
+                    epoch=lambda: db.log_epoch,
+                ),
+                leases=LeaseService(db, publisher, scheduler),
+                uploads=uploads,
+                outputs=outputs,
+                agents=AgentService(reads=AgentReads(db), database=db, publisher=publisher, scheduler=scheduler),
                 bus=bus,
                 agent_id=uuid4(),
+                identity=AgentIdentity(credential_id=uuid4(), team_id=team_of(owner)),
             )
         finally:
             await feed.close()

@@ -18,6 +18,7 @@ from app.services.tasks import AttemptRecord
 
 if TYPE_CHECKING:
     from app.interfaces.graphql.types.output import Output
+    from app.interfaces.graphql.types.task import Task
 
 
 class AttemptOutcome(StrEnum):
@@ -74,6 +75,13 @@ class TaskAttempt:
         from app.interfaces.graphql.types.output import task_outputs  # noqa: PLC0415 - the nouns form a graph
 
         return await task_outputs(info, self.task_id, first=first, after=after, lease_no=self.lease_no)
+
+    @field()
+    async def task(self, info: Info) -> Annotated["Task", strawberry.lazy("app.interfaces.graphql.types.task")] | None:
+        """The task that it was a try of; null once it is no longer kept."""
+        from app.interfaces.graphql.types.task import load_tasks  # noqa: PLC0415 - the nouns form a graph
+
+        return await info.context.loaders.of(load_tasks, info.context).load(self.task_id)
 
     @field()
     async def agent(self, info: Info) -> Agent | None:
