@@ -1,0 +1,97 @@
+"""A team with a workflow, a key of each kind and one connected agent that speaks the protocol by hand."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from app.agent.operations import document
+from app.demo.client import Client
+from bench.servers import Servers
+from bench.wire import GraphQLSocket
+
+REDEEM = """
+mutation Redeem($input: RedeemLinkInput!) {
+  redeemLink(input: $input) { ... on RedeemLinkSuccess { token } ... on Refusal { code message } }
+}
+"""
+KEY = """
+mutation Key($input: CreateCredentialInput!) {
+  createCredential(input: $input) { ... on CreateCredentialSuccess { key } ... on Refusal { code message } }
+}
+"""
+WORKFLOW = """
+mutation Workflow($input: CreateWorkflowInput!) {
+  createWorkflow(input: $input) { ... on CreateWorkflowSuccess { workflow { slug } } ... on Refusal { code message } }
+}
+"""
+SUBMIT = """
+mutation Submit($input: SubmitTaskInput!) {
+  submitTask(input: $input) { ... on SubmitTaskSuccess { task { id } } ... on Refusal { code message } }
+}
+"""
+FOLLOW = """
+subscription Follow($taskId: ID!) {
+  taskEvents(taskId: $taskId) {
+    cursor from to
+    events { seq ... on TaskStatusChanged { state } ... on TaskLogged { stream level firstLine lines } }
+    progress { fraction step total message }
+    snapshot { state }
+  }
+}
+"""
+SUBMISSION = orjson.dumps({"query": SUBMIT, "variables": {"input": {"workflow": "work", "parameters": {}}}})
+
+
+@dataclass(frozen=True)
+class Agent:
+    """One session on one socket."""
+
+    socket: GraphQLSocket
+    session: int
+
+    async def ask(self, operation: str, **variables: Any) -> Any:
+        """The value of one of the contract's operations."""
+        return (await self.socket.ask(document(operation), session=self.session, **variables))[operation]
+
+    async def finish(self, token: str, number: int = 1) -> None:
+        """Take the task and end it."""
+        await self.ask("acknowledge", tokens=[token])
+        result = {"token": token, "number": number, "events": [], "outcome": "COMPLETED"}
+        (answer,) = await self.ask("finish", results=[result])
+        assert answer["status"] == "ENDED", answer
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Keys of a team with the workflow `work`."""
+
+    url: str
+    integration_key: str
+    agent_key: str
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[Agent]:
+        """A connected agent with one slot."""
+        payload = {"authorization": self.agent_key, "protocol": 1}
+        async with GraphQLSocket.open(f"{self.url}/agent/graphql", payload) as socket:
+            hello = {"name": "bench", "instanceId": "bench", "labels": [], "facts": {}, "slots": 1, "version": "0"}
+            connected = (await socket.ask(document("connect"), input={**hello, "holding": []}))["connect"]
+            yield Agent(socket, connected["session"])
+
+
+async def set_up(servers: Servers) -> Scene:
+    """Make the owner by the first-run link, then everything else by the API."""
+    person = {"email": "ann@example.org", "name": "Ann", "password": "a long password", "teamName": "Acme"}
+    redeemed = await Client(servers.runyard).change(REDEEM, token=servers.first_run, **person)
+    owner = Client(servers.runyard, redeemed["token"])
+    (team,) = (await owner.ask("{ viewer { teams { id } } }"))["viewer"]["teams"]
+    may = {"INTEGRATION": ["READ", "RUN"], "AGENT": []}
+    integration, agent = [
+        (await owner.change(KEY, teamId=team["id"], kind=kind, name=kind, scopes=scopes))["key"]
+        for kind, scopes in may.items()
+    ]
+    await owner.change(WORKFLOW, teamId=team["id"], slug="work", runtime="COMMAND", definition={"command": "work"})
+    return Scene(servers.runyard, integration, agent)
