@@ -48,6 +48,7 @@ from app.services.sessions import OpenSessions, SessionService
 from app.services.tasks import TaskService
 from app.services.teams import TeamService
 from app.services.uploads import UploadService
+from app.services.waiting import WaitingService
 from app.services.workflows import LabelsNamed, WorkflowService
 from app.settings import Settings
 from app.storage.local import LocalStore
@@ -191,6 +192,7 @@ async def _services(
         tasks=tasks,
         teams=TeamService(bus=bus),
         uploads=uploads,
+        waiting=WaitingService(database),
         workflows=workflows,
     )
     return services, _loops(settings, database, publisher, scheduler, uploads)

@@ -15,6 +15,7 @@ from app.services.sessions import SessionService
 from app.services.tasks import TaskService
 from app.services.teams import TeamService
 from app.services.uploads import UploadService
+from app.services.waiting import WaitingService
 from app.services.workflows import WorkflowService
 
 
@@ -35,4 +36,5 @@ class Services:
     tasks: TaskService
     teams: TeamService
     uploads: UploadService
+    waiting: WaitingService
     workflows: WorkflowService

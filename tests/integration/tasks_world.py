@@ -32,6 +32,7 @@ from app.services.ports import ObjectStore
 from app.services.scheduler import Scheduler
 from app.services.tasks import Submit, TaskRecord, TaskService
 from app.services.uploads import UploadService
+from app.services.waiting import WaitingService
 from app.services.workflows import WorkflowService
 from tests import hot_world
 from tests.integration.task_log import everyone
@@ -65,6 +66,7 @@ class World:
     feed: FeedService
     outputs: OutputService
     agents: AgentService
+    waiting: WaitingService
     scheduler: Scheduler
     connections: ConnectionService
     dispatch: DispatchService
@@ -186,6 +188,7 @@ async def open_world(db: Database, redis_url: str, store: ObjectStore) -> AsyncI
                 uploads=uploads,
                 outputs=outputs,
                 agents=AgentService(reads=AgentReads(db), database=db, publisher=publisher, scheduler=scheduler),
+                waiting=WaitingService(db),
                 bus=bus,
                 agent_id=uuid4(),
                 identity=AgentIdentity(credential_id=uuid4(), team_id=team_of(owner)),

@@ -84,7 +84,7 @@ async def world(db: Database, redis_url: str, local_store: ObjectStore) -> Async
 
 
 def context(world: World, viewer: Viewer | None = None) -> Context:
-    names = ("tasks", "feed", "workflows", "agents", "outputs")
+    names = ("tasks", "feed", "workflows", "agents", "outputs", "waiting")
     services = cast(Services, SimpleNamespace(**{name: getattr(world, name) for name in names}))
     exchange = Exchange(request_id="r", headers={}, client="192.0.2.1", over_socket=False)
     return Context(
@@ -229,7 +229,7 @@ async def test_a_list_of_tasks_takes_the_same_statements_for_two_and_for_eight(
     monkeypatch.setattr(connection_class, "_execute", counted)
     document = """
     query($ids: [ID!]!) { nodes(ids: $ids) { ... on Task {
-      state waitingReason queuePosition parameters attempts { number } workflow { slug } version { number }
+      state waitingReason waitingBecause { moreAgents } queuePosition parameters attempts { number } workflow { slug } version { number }
       events(first: 5) { nodes { seq } } outputs { nodes { name } totalCount } retryOf { id }
     } } }
     """

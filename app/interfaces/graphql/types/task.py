@@ -31,6 +31,7 @@ from app.interfaces.graphql.types.agent import Agent, load_agents
 from app.interfaces.graphql.types.attempt import TaskAttempt, TaskError, error, load_attempts
 from app.interfaces.graphql.types.event import TaskEvent, TaskPreview, TaskProgress
 from app.interfaces.graphql.types.user import User, load_users
+from app.interfaces.graphql.types.waiting import WaitingBecause, load_waiting_because
 from app.services.access import Viewer
 from app.services.tasks import EventPage, TaskDetails, TaskFilter, TaskRecord
 
@@ -66,6 +67,11 @@ class Task(Node):
     async def waiting_reason(self, info: Info) -> Reason | None:
         """Why it waits, as of now; null where it does not."""
         return await info.context.loaders.of(load_waiting_reasons, info.context).load(self.row.id)
+
+    @field()
+    async def waiting_because(self, info: Info) -> WaitingBecause | None:
+        """Why it waits, agent by agent, and what would help, as of now; null where it does not."""
+        return await info.context.loaders.of(load_waiting_because, info.context).load(self.row.id)
 
     @field()
     async def queue_position(self, info: Info) -> int | None:

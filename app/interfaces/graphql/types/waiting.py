@@ -1,0 +1,107 @@
+"""What clients see of why a task waits: agent by agent, and what would help."""
+
+from uuid import UUID
+
+import strawberry
+
+from app.domain.ids import Kind
+from app.interfaces.graphql.context import Context, Info
+from app.interfaces.graphql.declare import attribute, enum, field, global_id, object_type
+from app.interfaces.graphql.types.agent import Agent, load_agents
+from app.services import waiting as service
+from app.services.waiting import Advice, Explanation, Found, Help, Obstacle
+
+enum(
+    Obstacle,
+    {
+        Obstacle.LABELS_MISSING: "It does not offer every label that the task needs.",
+        Obstacle.OTHER_WORKFLOWS: "Its key is pinned to other workflows.",
+        Obstacle.OFFLINE: "It is not connected.",
+        Obstacle.DRAINING: "It finishes what runs, then leaves.",
+        Obstacle.PAUSED: "It takes no new work until it is resumed.",
+        Obstacle.UNHEALTHY: "It left a task unacknowledged and is given none for a while.",
+        Obstacle.BUSY: "All its slots are taken.",
+        Obstacle.NONE: "It has a free slot: the task is about to be placed, or older ones are.",
+    },
+    name="WaitingObstacle",
+)
+enum(
+    Help,
+    {
+        Help.WAIT: "Nothing is to be done.",
+        Help.RESUME_AGENT: "An agent that fits is paused.",
+        Help.START_AGENT: "An agent that fits is not connected.",
+        Help.ADD_LABELS: "An agent that is there would fit with some labels more.",
+        Help.CONNECT_AGENT: "No agent that is there fits: one more is needed.",
+    },
+    name="WaitingHelp",
+)
+
+
+@object_type()
+class WaitingAgent:
+    """Why one agent does not run the task."""
+
+    obstacle: Obstacle = attribute("The most lasting thing that stands between them.")
+    message: str = attribute("The same in words.")
+    missing_labels: list[str] = attribute("The labels that the task needs and the agent does not offer.")
+    name: str = attribute("The agent's name.")
+    row_id: strawberry.Private[UUID]
+
+    @field()
+    async def agent(self, info: Info) -> Agent | None:
+        """The agent; null once it is no longer kept."""
+        return await info.context.loaders.of(load_agents, info.context).load(self.row_id)
+
+
+@object_type()
+class WaitingAdvice:
+    """One thing that would let the task run."""
+
+    code: Help = attribute("For programs.")
+    message: str = attribute("A sentence for people. It holds names that agents gave themselves: show it as text.")
+    agent_id: strawberry.ID | None = attribute("The agent that it concerns; null where it concerns none.")
+    labels: list[str] = attribute("The labels that it concerns.")
+
+
+@object_type()
+class WaitingBecause:
+    """Why a task waits, as of now."""
+
+    agents: list[WaitingAgent] = attribute("At most 50 agents, the nearest to running it first.")
+    more_agents: int = attribute("How many agents the team has beside those.")
+    advice: list[WaitingAdvice] = attribute("What would help, the least effort first.")
+
+
+def waiting_because(explanation: Explanation) -> WaitingBecause:
+    """The type of an explanation."""
+    return WaitingBecause(
+        agents=[_agent(each) for each in explanation.found],
+        more_agents=explanation.more,
+        advice=[_advice(each) for each in explanation.advice],
+    )
+
+
+async def load_waiting_because(context: Context, ids: list[UUID]) -> list[WaitingBecause | None]:
+    """Why these tasks wait; None for those that do not."""
+    found = await context.services.waiting.because(context.viewer, ids)
+    return [waiting_because(found[id]) if id in found else None for id in ids]
+
+
+def _agent(found: Found) -> WaitingAgent:
+    return WaitingAgent(
+        obstacle=found.obstacle,
+        message=service.sentence(found),
+        missing_labels=list(found.candidate.missing),
+        name=found.candidate.name,
+        row_id=found.candidate.agent_id,
+    )
+
+
+def _advice(advice: Advice) -> WaitingAdvice:
+    return WaitingAdvice(
+        code=advice.help,
+        message=advice.message,
+        agent_id=None if advice.agent_id is None else global_id(Kind.AGENT, advice.agent_id),
+        labels=list(advice.labels),
+    )
