@@ -117,17 +117,22 @@ class World:
 
     async def pass_time(self, seconds: float) -> None:
         """Move the database's clock, for every connection."""
-        async with self.database.hot.transaction() as connection:
-            await connection.execute("RESET ROLE")
-            await connection.execute(
-                "CREATE OR REPLACE FUNCTION app_now() RETURNS timestamptz LANGUAGE sql VOLATILE PARALLEL SAFE "
-                f"AS $$SELECT clock_timestamp() + interval '{seconds} seconds'$$"
-            )
-            await connection.execute("SET ROLE runyard_engine")
+        await pass_time(self.database, seconds)
 
     @property
     def reads(self) -> PlacementReads:
         return PlacementReads(self.database)
+
+
+async def pass_time(database: Database, seconds: float) -> None:
+    """Move the database's clock, for every connection."""
+    async with database.hot.transaction() as connection:
+        await connection.execute("RESET ROLE")
+        await connection.execute(
+            "CREATE OR REPLACE FUNCTION app_now() RETURNS timestamptz LANGUAGE sql VOLATILE PARALLEL SAFE "
+            f"AS $$SELECT clock_timestamp() + interval '{seconds} seconds'$$"
+        )
+        await connection.execute("SET ROLE runyard_engine")
 
 
 def fence(placed: Placed, attempt: int = 1) -> Fenced:

@@ -7,10 +7,12 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from app.persistence import batching
 from app.persistence.database import Database, open_database
 from app.services.access import Viewer
 from app.services.ports import ObjectStore
 from app.storage.s3 import S3Options, open_s3
+from tests.integration.tasks_world import World, open_world
 from tests.servers import S3Server
 from tests.stores import PART, FileHost, Now, Sender
 from tests.viewers import make_owner, team_of
@@ -20,6 +22,19 @@ from tests.viewers import make_owner, team_of
 async def db(database_url: str) -> AsyncIterator[Database]:
     async with open_database(database_url, hot_size=1, cold_size=4) as opened:
         yield opened
+
+
+@pytest.fixture
+async def agents_world(
+    database_url: str, redis_url: str, local_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    """The services of tasks and agents; a sign of life waits for no others."""
+    monkeypatch.setattr(batching, "BEAT_EVERY", 0.0)
+    async with (
+        open_database(database_url, hot_size=4, cold_size=4) as opened,
+        open_world(opened, redis_url, local_store) as world,
+    ):
+        yield world
 
 
 @pytest.fixture
