@@ -44,7 +44,7 @@ async def report_to_socket(scene: Scene) -> AsyncIterator[Sample]:
         orders = await agent.socket.start(ORDERS, session=agent.session)
         submitted = await _submit(scene)
         (order,) = (await orders.get())["orders"]["orders"]
-        await agent.ask("acknowledge", tokens=[order["token"]])
+        await agent.take(order["token"])
         frames = await watcher.start(FOLLOW, taskId=submitted)
         await frames.get()
         number = 0
@@ -99,6 +99,7 @@ async def submit_to_agent(scene: Scene) -> AsyncIterator[Sample]:
                 found = (await orders.get())["orders"]["orders"]
                 took = time.perf_counter() - began
             (order,) = found
+            await agent.take(order["token"])
             await agent.finish(order["token"])
             return took
 

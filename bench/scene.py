@@ -1,8 +1,9 @@
 """A team with a workflow, a key of each kind and one connected agent that speaks the protocol by hand."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -51,17 +52,23 @@ class Agent:
 
     socket: GraphQLSocket
     session: int
+    holding: set[str] = field(default_factory=set)
+
+    async def take(self, token: str) -> None:
+        """Acknowledge a task, and hold it."""
+        self.holding.add(token)
+        assert await self.ask("acknowledge", tokens=[token]) == ["RUNNING"]
 
     async def ask(self, operation: str, **variables: Any) -> Any:
         """The value of one of the contract's operations."""
         return (await self.socket.ask(document(operation), session=self.session, **variables))[operation]
 
     async def finish(self, token: str, number: int = 1) -> None:
-        """Take the task and end it."""
-        await self.ask("acknowledge", tokens=[token])
+        """End a task that was taken."""
         result = {"token": token, "number": number, "events": [], "outcome": "COMPLETED"}
         (answer,) = await self.ask("finish", results=[result])
         assert answer["status"] == "ENDED", answer
+        self.holding.remove(token)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,16 @@ class Scene:
         async with GraphQLSocket.open(f"{self.url}/agent/graphql", payload) as socket:
             hello = {"name": "bench", "instanceId": "bench", "labels": [], "facts": {}, "slots": 1, "version": "0"}
             connected = (await socket.ask(document("connect"), input={**hello, "holding": []}))["connect"]
-            yield Agent(socket, connected["session"])
+            async with asyncio.TaskGroup() as tasks:
+                beating = tasks.create_task(_beat(agent := Agent(socket, connected["session"]), connected["beat"]))
+                yield agent
+                beating.cancel()
+
+
+async def _beat(agent: Agent, every: float) -> None:
+    while True:
+        await asyncio.sleep(every)
+        await agent.ask("beat", holding=list(agent.holding))
 
 
 async def set_up(servers: Servers) -> Scene:
