@@ -155,6 +155,15 @@ class Cast:
         self._note("beat dropped" if dropped else "beat")
         return True
 
+    async def beat_by(self, by: AgentConnection) -> None:
+        """A sign of life by an older connection counts for nothing."""
+        before = await self.world.admin.fetchrow("SELECT * FROM agent_session WHERE agent_id = $1", by.agent_id)
+        with pytest.raises(LeaseLost):
+            await self.world.connections.beat(by, [])
+        after = await self.world.admin.fetchrow("SELECT * FROM agent_session WHERE agent_id = $1", by.agent_id)
+        assert after == before
+        self._note("beat of an older connection")
+
     async def orders(self, box: Box) -> list[Lease]:
         """The leases that the slots of this agent hold for its connection."""
         assert box.connection is not None

@@ -161,6 +161,11 @@ class LeaseMachine(RuleBasedStateMachine):
         if (box := self._box(name)) is not None:
             self.run(self.cast.beat(box, forgets=forgets))
 
+    @rule(name=NAMES, behind=st.integers(1, 2))
+    def beat_by_an_older_connection(self, name: str, behind: int) -> None:
+        if (box := self._box(name)) is not None:
+            self.run(self.cast.beat_by(self.cast.stale(box, behind)))
+
     @rule(target=grants, name=NAMES, takes=st.sampled_from([True, True, False]))
     def look_at_orders(self, name: str, takes: bool) -> MultipleResults[Lease]:
         """Leases that are new to the agent, acknowledged at once or left."""

@@ -204,5 +204,5 @@ SELECT jsonb_build_object(
   {_part("later", f"SELECT task_id, kind FROM later WHERE task_id {_TEAM}")},
   {_part("slots", "SELECT * FROM slot WHERE team_id = $1")},
   {_part("sessions", "SELECT * FROM agent_session WHERE team_id = $1")}
-)
+)::text
 """
