@@ -53,6 +53,15 @@ class Order:
     timeout: float  # seconds of execution, 0: none
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What an agent is to do: whether it rests (`paused`, `draining`) and why, and what its slots say, in order."""
+
+    pause: str | None
+    note: str | None
+    orders: tuple[Order, ...]
+
+
 class PlacementReads:
     """Each method is one statement."""
 
@@ -93,12 +102,18 @@ class PlacementReads:
         rows = await self._hot.fetch(_HOLDING, team_id)
         return {row["submitter_id"]: row["slots"] for row in rows}
 
-    async def orders(self, agent_id: UUID, session_no: int) -> Sequence[Order] | None:
-        """What the slots of this session say, in order; None where the session is over."""
+    async def standing(self, agent_id: UUID, session_no: int) -> Standing | None:
+        """What this session is to do; None where it is over."""
         rows = await self._hot.fetch(_ORDERS, agent_id, session_no)
         if not rows:
             return None
-        return [_order(row) for row in rows if row["task_id"] is not None]
+        orders = tuple(_order(row) for row in rows if row["task_id"] is not None)
+        return Standing(rows[0]["pause"], rows[0]["pause_note"], orders)
+
+    async def orders(self, agent_id: UUID, session_no: int) -> Sequence[Order] | None:
+        """What the slots of this session say, in order; None where the session is over."""
+        standing = await self.standing(agent_id, session_no)
+        return None if standing is None else standing.orders
 
 
 def _order(row: Any) -> Order:
@@ -158,8 +173,9 @@ WHERE l.team_id = $1 GROUP BY l.submitter_id
 _ORDERS = """
 SELECT s.no, s.task_id, s.lease_no, s.acked_at IS NOT NULL AS acknowledged, l.task_id IS NOT NULL AS alive,
   s.attempt, t.workflow_id, t.version, t.timeout, w.slug,
-  CASE WHEN l.task_id IS NOT NULL AND s.acked_at IS NULL THEN t.params END AS params
+  CASE WHEN l.task_id IS NOT NULL AND s.acked_at IS NULL THEN t.params END AS params, p.pause, p.pause_note
 FROM agent_session a
+JOIN agent p ON p.id = a.agent_id
 LEFT JOIN slot s ON s.agent_id = a.agent_id AND s.task_id IS NOT NULL
 LEFT JOIN task t ON t.id = s.task_id
 LEFT JOIN workflow w ON w.id = t.workflow_id

@@ -33,7 +33,7 @@ from app.domain.task import Reason
 from app.persistence import sessions
 from app.persistence.database import Database
 from app.persistence.hot import Fenced, Finish, Reclaimed
-from app.persistence.placement import Order, PlacementReads
+from app.persistence.placement import Order, PlacementReads, Standing
 from app.persistence.sessions import Hello, KnownAgent, NameKnown, Taken
 from app.services.access import AgentIdentity
 from app.services.dispatch import AgentConnection
@@ -81,6 +81,26 @@ class Cancel:
 
     token: str
     grace: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Take no new work; what runs goes on."""
+
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Take work again after a pause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Finish what runs, then exit."""
+
+
+AgentOrder = Assign | Cancel | Pause | Resume | Drain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,18 +188,21 @@ class ConnectionService:
             secret=secret,
         )
 
-    async def orders(self, agent: AgentConnection) -> AsyncGenerator[list[Assign | Cancel], None]:
+    async def orders(self, agent: AgentConnection) -> AsyncGenerator[list[AgentOrder], None]:
         """What the agent has not been told on this connection, at once and whenever it changes, for ever.
 
         Raises `LeaseLost` once another connection has taken over.
         """
         told: set[tuple[UUID, int, bool]] = set()
+        pause: str | None = None
         async with aclosing(self._feed.watch_agent(agent.team_id, agent.agent_id)) as looks:
             async for _ in looks:
-                orders = await self._read(agent)
-                fresh = [order for order in orders if _state(order) not in told]
-                told = {_state(order) for order in orders}
-                if batch := [order for each in fresh if (order := await self._order(agent, each)) is not None]:
+                standing = await self._read(agent)
+                fresh = [order for order in standing.orders if _state(order) not in told]
+                batch: list[AgentOrder] = [] if standing.pause == pause else [_rest(standing)]
+                batch += [order for each in fresh if (order := await self._order(agent, each)) is not None]
+                told, pause = {_state(order) for order in standing.orders}, standing.pause
+                if batch:
                     yield batch
 
     async def beat(self, agent: AgentConnection, holding: Sequence[str]) -> list[str]:
@@ -203,7 +226,7 @@ class ConnectionService:
         await sessions.leave(self._database, agent.agent_id, agent.session_no)
 
     async def _compare(self, agent: AgentConnection, holding: Sequence[str], known: _Known, now: float) -> list[str]:
-        orders = await self._read(agent)
+        orders = (await self._read(agent)).orders
         living = {(order.task_id, order.lease_no): order for order in orders if order.alive}
         held = self._held(holding)
         places = {(lease.task_id, lease.number) for lease in held.values() if lease}
@@ -218,11 +241,11 @@ class ConnectionService:
             self._tell_reclaimed(await self._database.hot.reclaim(forgotten, cause="forgotten"))
         return [token for token, lease in held.items() if not lease or (lease.task_id, lease.number) not in living]
 
-    async def _read(self, agent: AgentConnection) -> Sequence[Order]:
-        orders = await self._placement.orders(agent.agent_id, agent.session_no)
-        if orders is None:
+    async def _read(self, agent: AgentConnection) -> Standing:
+        standing = await self._placement.standing(agent.agent_id, agent.session_no)
+        if standing is None:
             raise LeaseLost(f"session {agent.session_no} of this agent is over: connect again")
-        return orders
+        return standing
 
     async def _order(self, agent: AgentConnection, order: Order) -> Assign | Cancel | None:
         token = tokens.mint(Lease(order.task_id, agent.agent_id, order.lease_no, order.attempt), self._keys[0])
@@ -299,6 +322,16 @@ def tell_reclaimed(reclaimed: Sequence[Reclaimed], publisher: FeedPublisher, sch
         publisher.agents_changed(each.team_id, each.agent_id)
     for team_id in {each.team_id for each in reclaimed}:
         scheduler.changed(team_id)
+
+
+def _rest(standing: Standing) -> Pause | Resume | Drain:
+    match standing.pause:
+        case None:
+            return Resume()
+        case sessions.DRAINING:
+            return Drain()
+        case _:
+            return Pause(note=standing.note)
 
 
 def _state(order: Order) -> tuple[UUID, int, bool]:

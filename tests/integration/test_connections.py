@@ -13,7 +13,7 @@ from app.domain.file import RawFile
 from app.domain.lease import Lease, mint, read
 from app.persistence import database
 from app.services import connections as module
-from app.services.connections import Assign, Cancel, Welcome
+from app.services.connections import Assign, Cancel, Drain, Pause, Resume, Welcome
 from app.services.dispatch import AgentResult
 from app.services.tasks import TaskRecord
 from tests.integration.task_log import Watch
@@ -260,8 +260,11 @@ async def test_a_reconnect_without_what_ran_loses_it_at_the_next_beat(world: Wor
 
     second = await world.connect(secret=first.secret, holding=[])
     before = await state(world, order)
+    known = world.connections._known[second.connection.agent_id]
+    missing = list(known.missing_since)  # counted from the connect, not from the first beat
     await world.connections.beat(second.connection, [])
 
+    assert missing == [read(order.token, KEYS)]
     assert (before, await state(world, order)) == ("running", "failed")
 
 
@@ -347,6 +350,28 @@ async def test_an_order_is_told_once_for_each_connection_until_it_is_taken(world
     assert len({order.token for order in told(watch)}) == 2
     assert {order.token for order in told(again)} == {order.token for order in told(watch)}
     await again.close()
+
+
+async def test_an_agent_is_told_to_rest_once_on_each_connection(world: World) -> None:
+    first = await world.connect()
+    agent = first.connection.agent_id
+    watch = listen(world, first)
+    await world.agents.pause(world.owner, agent, note="cleaning")
+    await until(lambda: told(watch) == [Pause(note="cleaning")])
+    second = await world.connect(secret=first.secret)
+    again = listen(world, second)
+    await until(lambda: told(again) == [Pause(note="cleaning")])
+
+    await world.agents.resume(world.owner, agent)
+    await until(lambda: len(told(again)) == 2)
+    order = await running(world, second)
+    await world.agents.drain(world.owner, agent)
+    await until(lambda: told(again)[-1] == Drain())
+
+    assert [type(order) for order in told(again)] == [Pause, Resume, Assign, Drain]
+    assert await state(world, order) == "running"
+    for each in (watch, again):
+        await each.close()
 
 
 async def test_a_cancel_is_told_on_each_connection_until_it_is_released(world: World) -> None:

@@ -347,7 +347,8 @@ async def test_orders_say_what_to_run_and_what_to_stop(here: World) -> None:
     stop, start = orders
 
     assert (stop.task_id, stop.acknowledged, stop.alive, stop.attempt) == (fenced.lease.task_id, True, False, 1)
-    assert (stop.slug, stop.parameters, stop.timeout) == ("w", {"seed": 7}, 60.0)
+    assert (stop.slug, stop.parameters, stop.timeout) == ("w", None, 60.0)
+    assert start.parameters == {"steps": 3}
     assert (start.task_id, start.lease_no, start.acknowledged, start.alive) == (task, placed.lease_no, False, True)
     assert await here.reads.orders(agent.agent_id, agent.session_no + 1) is None
 

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from app.interfaces.agents.context import Info
-from app.services.connections import Assign, Cancel
+from app.services.connections import AgentOrder, Assign, Cancel, Pause
 from app.services.uploads import TaskInput
 
 
@@ -17,9 +17,19 @@ async def orders(_root: None, info: Info, session: int) -> AsyncGenerator[dict[s
             yield {"orders": {"orders": [_order(order) for order in batch]}}
 
 
-def _order(order: Assign | Cancel) -> dict[str, Any]:
-    if isinstance(order, Cancel):
-        return {"__typename": "Cancel", "token": order.token, "grace": order.grace}
+def _order(order: AgentOrder) -> dict[str, Any]:
+    match order:
+        case Assign():
+            return _assign(order)
+        case Cancel(token=token, grace=grace):
+            return {"__typename": "Cancel", "token": token, "grace": grace}
+        case Pause(note=note):
+            return {"__typename": "Pause", "note": note}
+        case _:
+            return {"__typename": type(order).__name__, "ok": True}
+
+
+def _assign(order: Assign) -> dict[str, Any]:
     return {
         "__typename": "Assign",
         "token": order.token,
