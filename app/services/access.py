@@ -144,6 +144,7 @@ SYSTEM_VERBS: frozenset[str] = frozenset(
         "FeedService.poll",
         "HousekeepingService.forget",
         "HousekeepingService.partition",
+        "LeaseService.place",
         "LeaseService.reclaim",
         "LeaseService.wake",
         "UploadService.collect",
