@@ -28,7 +28,9 @@ from app.persistence.placement import PlacementReads
 from app.persistence.tasks import TaskReads
 from app.services.accounts import AccountService
 from app.services.agents import AgentService
+from app.services.bulk import BulkService
 from app.services.bundle import Services
+from app.services.cancelling import Cancelling
 from app.services.connections import AgentTimes, ConnectionService
 from app.services.credentials import CredentialService
 from app.services.dispatch import DispatchService
@@ -178,8 +180,12 @@ async def _services(
     stack.push_async_callback(credentials.close)
     services = Services(
         accounts=AccountService(bus=bus, quota=LocalQuota(), passwords=passwords, sessions=sessions),
-        agents=AgentService(
-            reads=AgentReads(database), database=database, publisher=publisher, scheduler=scheduler
+        agents=AgentService(reads=AgentReads(database), database=database, publisher=publisher, scheduler=scheduler),
+        bulk=BulkService(
+            database=database,
+            cancelling=Cancelling(database.batched, publisher, lambda: database.log_epoch),
+            feed=feed,
+            publisher=publisher,
         ),
         connections=connections,
         credentials=credentials,
@@ -195,7 +201,7 @@ async def _services(
         waiting=WaitingService(database),
         workflows=workflows,
     )
-    return services, _loops(settings, database, publisher, scheduler, uploads)
+    return services, _loops(settings, database, publisher, scheduler, services)
 
 
 def _loops(
@@ -203,7 +209,7 @@ def _loops(
     database: Database,
     publisher: FeedPublisher,
     scheduler: Scheduler,
-    uploads: UploadService,
+    services: Services,
 ) -> tuple[Loop, ...]:
     leases = LeaseService(database, publisher, scheduler)
     housekeeping = HousekeepingService(database)
@@ -211,7 +217,9 @@ def _loops(
         Loop("leases", leases.reclaim, every=settings.seconds("sweep")),
         Loop("later", leases.wake, every=WAKE * settings.time_scale),
         Loop("placement", leases.place, every=settings.seconds("sweep")),
-        Loop("uploads", uploads.collect, every=TIDY),
+        # Nobody wakes it: people see a second's wait in what takes longer anyway.
+        Loop("bulk", services.bulk.advance, every=WAKE * settings.time_scale),
+        Loop("uploads", services.uploads.collect, every=TIDY),
         Loop("partitions", housekeeping.partition, every=TIDY),
         Loop("idempotency", housekeeping.forget, every=TIDY),
     )

@@ -75,6 +75,11 @@ def agent_channel(team_id: UUID, agent_id: UUID) -> str:
     return f"{{{team_id}}}:a:{agent_id}"
 
 
+def operation_channel(team_id: UUID, operation_id: UUID) -> str:
+    """Hints for whoever watches a bulk operation: read it again."""
+    return f"{{{team_id}}}:o:{operation_id}"
+
+
 AUTH_CHANNEL = "auth"
 """Hints that a credential, session or membership has changed: `[kind, id]`."""
 

@@ -21,6 +21,7 @@ class Kind(StrEnum):
     AGENT = "agent"
     OUTPUT = "out"
     UPLOAD = "upload"
+    BULK_OPERATION = "bulk"
 
 
 def encode(kind: Kind, id: UUID) -> str:

@@ -14,7 +14,7 @@ once, and what arrives meanwhile leaves together when its commit has been answer
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextvars import Context
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -22,6 +22,7 @@ from uuid import UUID
 from app.domain.errors import DomainError, Unavailable
 from app.domain.events import Event
 from app.domain.lease import Lease
+from app.domain.task import TaskState
 from app.persistence.connections import inside_transaction
 from app.persistence.hot import (
     Acknowledged,
@@ -184,5 +185,7 @@ class BatchedHot:
     async def hold(self, task_ids: Sequence[UUID]) -> list[tuple[UUID, UUID, Event]]:
         return await self._hot.hold(task_ids)
 
-    async def cancel(self, team_id: UUID, task_ids: Sequence[UUID], *, reason: str) -> list[Cancelled]:
-        return await self._hot.cancel(team_id, task_ids, reason=reason)
+    async def cancel(
+        self, team_id: UUID, task_ids: Sequence[UUID], *, reason: str, states: Collection[TaskState] | None = None
+    ) -> list[Cancelled]:
+        return await self._hot.cancel(team_id, task_ids, reason=reason, states=states)

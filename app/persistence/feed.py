@@ -160,6 +160,15 @@ class FeedReads:
         rows = await self._database.fetch(_AGENT_MARKS, list(agent_ids))
         return {row["agent_id"]: row["mark"] for row in rows}
 
+    async def operation_marks(self, ids: Collection[UUID]) -> dict[UUID, str]:
+        """How far each bulk operation is."""
+        rows = await self._database.fetch(
+            "SELECT id, concat_ws(':', claim_no, done, failed, ended_at) AS mark FROM bulk_operation "
+            "WHERE id = ANY($1::uuid[])",
+            list(ids),
+        )
+        return {row["id"]: row["mark"] for row in rows}
+
     async def allowed(self, accesses: Sequence[Access]) -> set[Access]:
         """Those that still hold: a living session of a member of the team, or a living key of the team."""
         rows = await self._database.fetch(

@@ -17,7 +17,7 @@ The allowed source states come as parameters from `domain.task.sources`. Items o
 statement: a second one waits for the next, so that each row is changed once by each.
 """
 
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import UUID
@@ -160,10 +160,16 @@ class Hot:
         """
         return await _in_waves(items, lambda item: item.lease.task_id, self._finish)
 
-    async def cancel(self, team_id: UUID, task_ids: Sequence[UUID], *, reason: str) -> list[Cancelled]:
-        """End tasks; a task that had ended before stays as it is, and its state is told."""
+    async def cancel(
+        self, team_id: UUID, task_ids: Sequence[UUID], *, reason: str, states: Collection[TaskState] | None = None
+    ) -> list[Cancelled]:
+        """End tasks; a task that had ended before stays as it is, and its state is told.
+
+        With `states` only those that are in one of them still: another living task has no state in its answer.
+        """
         ids = list(dict.fromkeys(task_ids))
-        rows = await self.fetch(statement("cancel"), ids, team_id, sources(Verb.CANCEL), reason)
+        leaving = [state for state in sources(Verb.CANCEL) if states is None or state in states]
+        rows = await self.fetch(statement("cancel"), ids, team_id, leaving, reason)
         done = {r["task_id"]: Cancelled(r["task_id"], _CANCELLED, _status(r, "seq"), r["agent_id"]) for r in rows}
         if missing := [task_id for task_id in ids if task_id not in done]:
             ended = await self.fetch(_ENDED, missing, team_id)

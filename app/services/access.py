@@ -141,6 +141,7 @@ SYSTEM_VERBS: frozenset[str] = frozenset(
         # Whoever holds the key was shown the task that it belongs to.
         "OutputService.preview_url",
         # Loops, for all teams.
+        "BulkService.advance",
         "FeedService.poll",
         "HousekeepingService.forget",
         "HousekeepingService.partition",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.services.accounts import AccountService
 from app.services.agents import AgentService
+from app.services.bulk import BulkService
 from app.services.connections import ConnectionService
 from app.services.credentials import CredentialService
 from app.services.dispatch import DispatchService
@@ -25,6 +26,7 @@ class Services:
 
     accounts: AccountService
     agents: AgentService
+    bulk: BulkService
     connections: ConnectionService
     credentials: CredentialService
     dispatch: DispatchService

@@ -15,7 +15,15 @@ from typing import Any
 from uuid import UUID
 
 from app.domain.errors import DomainError, NotFound, Resync
-from app.domain.events import AUTH_CHANNEL, Cursor, Event, agent_channel, agents_channel, list_channel
+from app.domain.events import (
+    AUTH_CHANNEL,
+    Cursor,
+    Event,
+    agent_channel,
+    agents_channel,
+    list_channel,
+    operation_channel,
+)
 from app.persistence.feed import FeedReads, Head
 from app.services.access import Permission, Viewer
 from app.services.feed_follower import Join, Latest, TaskFollower, subscribe_then_read
@@ -86,6 +94,7 @@ class FeedService:
         self._lists = TaskLists(reads)
         self._fleets: dict[UUID, set[HintReader[Any]]] = {}  # agent lists, by team
         self._agents: dict[UUID, set[HintReader[Any]]] = {}
+        self._operations: dict[UUID, set[HintReader[Any]]] = {}
         self._duties: list[asyncio.Task[None]] = []
         self._auth: Subscription | None = None
 
@@ -209,6 +218,15 @@ class FeedService:
                 async for _ in looks:
                     yield
 
+    async def watch_operation(self, viewer: Viewer, team_id: UUID, operation_id: UUID) -> AsyncGenerator[None, None]:
+        """When to read a bulk operation of the team again: now, after each hint, and where a poll found it further."""
+        reader = HintReader[Any](look_hint, tick=self._times.tick, on_loss=self._polls.kick)
+        with self._grants.enter(viewer, team_id, reader.wake) as grant, _among(self._operations, operation_id, reader):
+            channel = operation_channel(team_id, operation_id)
+            async with self._hearing(channel, reader), aclosing(reader.frames(grant)) as looks:
+                async for _ in looks:
+                    yield
+
     @asynccontextmanager
     async def _hearing(self, channel: str, reader: HintReader[Any]) -> AsyncIterator[None]:
         subscription = await self._bus.subscribe(channel, reader.receive)
@@ -229,6 +247,7 @@ class FeedService:
         await self._lists.poll()
         await self._poll_marks(self._fleets, self._reads.team_agents)
         await self._poll_marks(self._agents, self._reads.agent_marks)
+        await self._poll_marks(self._operations, self._reads.operation_marks)
 
     async def _poll_marks(
         self,

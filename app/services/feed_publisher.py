@@ -13,6 +13,7 @@ from app.domain.events import (
     agents_channel,
     encode_batch,
     list_channel,
+    operation_channel,
     task_channel,
 )
 from app.services.ports import Bus
@@ -46,6 +47,10 @@ class FeedPublisher:
     def agent_look(self, team_id: UUID, agent_id: UUID) -> None:
         """Tell the replica that holds this agent's socket to look at its slots. A hint: it carries no order."""
         self._bus.publish(agent_channel(team_id, agent_id), b'"look"')
+
+    def operation_look(self, team_id: UUID, operation_id: UUID) -> None:
+        """Tell whoever watches a bulk operation to read it again."""
+        self._bus.publish(operation_channel(team_id, operation_id), b'"look"')
 
     def _gather(self, channel: str, key: UUID, hint: list[Any]) -> None:
         waiting = self._lists.get(channel)

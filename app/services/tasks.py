@@ -22,12 +22,12 @@ from app.domain.errors import (
     WrongState,
 )
 from app.domain.events import Batch, Cursor
-from app.domain.task import Reason, TaskState
+from app.domain.task import TaskState
 from app.persistence.batching import BatchedHot
 from app.persistence.feed import EventPage as EventPage
 from app.persistence.feed import EventSlice as EventSlice
 from app.persistence.feed import FeedReads
-from app.persistence.hot import Cancelled, NewTask, SubmitResult, SubmitStatus
+from app.persistence.hot import NewTask, SubmitResult, SubmitStatus
 from app.persistence.idempotency import fingerprint
 from app.persistence.tasks import AttemptRecord as AttemptRecord
 from app.persistence.tasks import TaskDetails as TaskDetails
@@ -35,6 +35,7 @@ from app.persistence.tasks import TaskFilter as TaskFilter
 from app.persistence.tasks import TaskReads
 from app.persistence.tasks import TaskRecord as TaskRecord
 from app.services.access import Permission, Viewer
+from app.services.cancelling import Cancelling
 from app.services.feed_publisher import FeedPublisher
 from app.services.scheduler import Scheduler
 from app.services.submission import Submit as Submit
@@ -81,6 +82,7 @@ class TaskService:
         self._publisher = publisher
         self._scheduler = scheduler
         self._epoch = epoch
+        self._cancelling = Cancelling(hot, publisher, epoch)
 
     # -- changes
 
@@ -136,7 +138,7 @@ class TaskService:
         for id, task in found.items():
             if refusals[id] is None:
                 teams.setdefault(task.team_id, []).append(id)
-        cancelled = await asyncio.gather(*(self._cancel(team_id, ids) for team_id, ids in teams.items()))
+        cancelled = await asyncio.gather(*(self._cancelling.cancel(team_id, ids) for team_id, ids in teams.items()))
         states = {each.task_id: each.state for team in cancelled for each in team}
         return [CancelOutcome(id, states.get(id), refusals[id]) for id in task_ids]
 
@@ -264,18 +266,6 @@ class TaskService:
             self._scheduler.submitted(team_id, result.lane_id)
         else:  # older ones of its lane wait for the same slots
             self._scheduler.queued_behind(team_id, result.lane_id)
-
-    async def _cancel(self, team_id: UUID, ids: Sequence[UUID]) -> list[Cancelled]:
-        cancelled: list[Cancelled] = await self._hot.cancel(team_id, ids, reason=Reason.CANCELLED_BY_USER)
-        for each in cancelled:
-            if each.event is None or each.state is None:
-                continue
-            batch = Batch(self._epoch(), each.event.seq, each.event.seq, each.state, (each.event,))
-            self._publisher.task_changed(team_id, each.task_id, batch)
-            if each.agent_id is not None:
-                self._publisher.agent_look(team_id, each.agent_id)
-                self._publisher.agents_changed(team_id, each.agent_id)
-        return cancelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,8 @@ from app.persistence.placement import PlacementReads
 from app.persistence.tasks import TaskReads
 from app.services.access import AgentIdentity, Viewer
 from app.services.agents import AgentService
+from app.services.bulk import BulkService
+from app.services.cancelling import Cancelling
 from app.services.connections import AgentTimes, ConnectionService, Welcome
 from app.services.dispatch import DispatchService
 from app.services.feed import FeedService, FeedTimes
@@ -67,6 +69,7 @@ class World:
     outputs: OutputService
     agents: AgentService
     waiting: WaitingService
+    bulk: BulkService
     scheduler: Scheduler
     connections: ConnectionService
     dispatch: DispatchService
@@ -189,6 +192,12 @@ async def open_world(db: Database, redis_url: str, store: ObjectStore) -> AsyncI
                 outputs=outputs,
                 agents=AgentService(reads=AgentReads(db), database=db, publisher=publisher, scheduler=scheduler),
                 waiting=WaitingService(db),
+                bulk=BulkService(
+                    database=db,
+                    cancelling=Cancelling(db.batched, publisher, lambda: db.log_epoch),
+                    feed=feed,
+                    publisher=publisher,
+                ),
                 bus=bus,
                 agent_id=uuid4(),
                 identity=AgentIdentity(credential_id=uuid4(), team_id=team_of(owner)),

@@ -16,6 +16,7 @@ from app.interfaces.engine.site import Site
 from app.interfaces.graphql import (
     accounts,
     agents,
+    bulk,
     credentials,
     nodes,
     outputs,
@@ -41,6 +42,7 @@ NOUNS = (
     teams.NOUN,
     credentials.NOUN,
     agents.NOUN,
+    bulk.NOUN,
     workflows.NOUN,
     tasks.NOUN,
     outputs.NOUN,
@@ -84,7 +86,7 @@ async def world(db: Database, redis_url: str, local_store: ObjectStore) -> Async
 
 
 def context(world: World, viewer: Viewer | None = None) -> Context:
-    names = ("tasks", "feed", "workflows", "agents", "outputs", "waiting")
+    names = ("tasks", "feed", "workflows", "agents", "outputs", "waiting", "bulk")
     services = cast(Services, SimpleNamespace(**{name: getattr(world, name) for name in names}))
     exchange = Exchange(request_id="r", headers={}, client="192.0.2.1", over_socket=False)
     return Context(
@@ -229,7 +231,8 @@ async def test_a_list_of_tasks_takes_the_same_statements_for_two_and_for_eight(
     monkeypatch.setattr(connection_class, "_execute", counted)
     document = """
     query($ids: [ID!]!) { nodes(ids: $ids) { ... on Task {
-      state waitingReason waitingBecause { moreAgents } queuePosition parameters attempts { number } workflow { slug } version { number }
+      state waitingReason waitingBecause { moreAgents } queuePosition parameters
+      attempts { number } workflow { slug } version { number }
       events(first: 5) { nodes { seq } } outputs { nodes { name } totalCount } retryOf { id }
     } } }
     """

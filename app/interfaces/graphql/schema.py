@@ -69,6 +69,7 @@ from app.domain.ids import Kind
 from app.interfaces.graphql import (
     accounts,
     agents,
+    bulk,
     credentials,
     nodes,
     outputs,
@@ -92,6 +93,7 @@ NOUNS: tuple[Noun, ...] = (
     tasks.NOUN,
     outputs.NOUN,
     agents.NOUN,
+    bulk.NOUN,
     subscriptions.NOUN,
 )
 

@@ -14,6 +14,7 @@ from app.interfaces.graphql.declare import argument, attribute, field, global_id
 from app.interfaces.graphql.nodes import Node
 from app.interfaces.graphql.paging import DEFAULT_FIRST, After, Connection, First, connection
 from app.interfaces.graphql.types.agent import Agent, team_agents
+from app.interfaces.graphql.types.bulk import BulkOperation, team_bulk_operations
 from app.interfaces.graphql.types.credential import Credential, credential
 from app.interfaces.graphql.types.invitation import Invitation, invitation
 from app.interfaces.graphql.types.member import Member, member
@@ -67,6 +68,13 @@ class Team(Node):
     async def agents(self, info: Info, first: First = DEFAULT_FIRST, after: After = None) -> Connection[Agent]:
         """The team's agents, in the order in which they first came, offline ones too."""
         return await team_agents(info, self.row_id, first=first, after=after)
+
+    @field(Permission.READ)
+    async def bulk_operations(
+        self, info: Info, first: First = DEFAULT_FIRST, after: After = None
+    ) -> Connection[BulkOperation]:
+        """Verbs over many tasks, the newest first, ended ones too."""
+        return await team_bulk_operations(info, self.row_id, first=first, after=after)
 
     @field(Permission.READ)
     async def outputs(self, info: Info, first: First = DEFAULT_FIRST, after: After = None) -> Connection[Output]:
