@@ -28,6 +28,7 @@ from bench.servers import LOAD_CORE, SERVER_CORE, servers
 ROUNDS = 3
 SAMPLES = 300  # of a round, of each column
 WARM_UP = 100  # samples
+WIDTH = 100  # characters at least, also where no terminal is
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"[{ROUNDS}]")
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"of each round [{SAMPLES}]")
     given = parser.parse_args()
-    console = Console()
+    console = Console(width=max(WIDTH, Console().width))
     chosen = [GOALS[name] for name in given.goals]
     results = uvloop.run(run(console, chosen, given.rounds, given.samples))
     console.print(table(results, given.rounds, given.samples))

@@ -183,7 +183,7 @@ class _Translating(AsyncpgDBClient):
     async def create_pool(self, **kwargs: Any) -> Any:
         options = {key: value for key, value in kwargs.items() if key not in _FROM_URL}
         with translated():
-            return await asyncpg.create_pool(**options)
+            return await asyncpg.create_pool(**options, reset=_end_transaction)
 
     async def _translate_exceptions(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         with translated():
