@@ -272,6 +272,26 @@ async def test_a_pass_that_fails_stops_no_later_one(
     assert list(await holders(world)) == [first]
 
 
+async def test_a_kick_while_a_pass_fails_is_not_lost(
+    world: World, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await connect(world, scheduler)
+    await scheduler.settle()
+    plan, late = scheduler._plan, list[UUID]()
+
+    async def fails_once(team: UUID, causes: Any) -> Any:
+        if not late:
+            late.append(await submit(world, scheduler))
+            raise RuntimeError("no")
+        return await plan(team, causes)
+
+    monkeypatch.setattr(scheduler, "_plan", fails_once)
+    scheduler.changed(world.team)
+    await scheduler.settle()
+
+    assert list(await holders(world)) == late
+
+
 async def test_a_team_whose_pass_fails_hides_no_other(
     world: World, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,10 +321,19 @@ async def test_a_head_that_cannot_be_placed_ends_the_passes(
     [stuck] = await world.submit(priority=9)
     async with world.database.hot.transaction() as connection:
         await connection.execute("UPDATE task_live SET state = 'running', agent_id = $1, session_no = 1", uuid4())
+    place, passes = scheduler._place, 0
+
+    async def counted(assignments: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return await place(assignments)
+
+    monkeypatch.setattr(scheduler, "_place", counted)
     agent = await connect(world, scheduler)
 
     await asyncio.wait_for(scheduler.settle(), 10)
 
+    assert passes == module.VAIN + 1
     assert await world.ready() == [stuck]
     assert await holders(world) == {}
     assert (await world.slots(agent))[0][1] is True
