@@ -103,6 +103,6 @@ def _cause(error: GraphQLError) -> BaseException:
 
 def _is_the_callers(error: GraphQLError, cause: BaseException) -> bool:
     """Errors of documents and variables have no path; within execution only arguments are the caller's."""
-    if not isinstance(cause, GraphQLError):
-        return error.path is None and error.original_error is None
+    if not isinstance(cause, GraphQLError):  # a scalar says by a ValueError that it cannot read a variable
+        return error.path is None and isinstance(cause, ValueError)
     return error.path is None or cause.message.startswith("Argument ")
