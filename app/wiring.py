@@ -38,6 +38,7 @@ from app.services.feed import FeedService, FeedTimes
 from app.services.feed_publisher import FeedPublisher
 from app.services.housekeeping import HousekeepingService
 from app.services.invitations import InvitationService
+from app.services.lanes import LaneService
 from app.services.leases import LeaseService
 from app.services.members import MemberService
 from app.services.outputs import Limits as OutputLimits
@@ -217,6 +218,7 @@ def _loops(
         Loop("leases", leases.reclaim, every=settings.seconds("sweep")),
         Loop("later", leases.wake, every=WAKE * settings.time_scale),
         Loop("placement", leases.place, every=settings.seconds("sweep")),
+        Loop("lanes", LaneService(database, scheduler).separate, every=settings.seconds("sweep")),
         # Nobody wakes it: people see a second's wait in what takes longer anyway.
         Loop("bulk", services.bulk.advance, every=WAKE * settings.time_scale),
         Loop("uploads", services.uploads.collect, every=TIDY),

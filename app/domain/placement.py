@@ -14,6 +14,18 @@ from uuid import UUID
 
 from app.domain.task import Reason
 
+ANY_WORKFLOW = "@"
+"""Among the labels of who may run every workflow, and of a task that only those may run."""
+
+
+def pin(workflow_id: UUID) -> str:
+    """What stands for a workflow among the labels of offers and requirements; no label that people give is like it."""
+    return f"@{workflow_id}"
+
+
+def is_pin(label: str) -> bool:
+    return label.startswith("@")
+
 
 @dataclass(slots=True)
 class LabelBits:

@@ -87,6 +87,7 @@ class Workflow:
     created_at: datetime
     updated_at: datetime
     archived_at: datetime | None
+    own_lanes: bool = False  # an agent key is or was pinned to it: its tasks queue by themselves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -216,7 +216,7 @@ class Hot:
 
     async def _submit(self, items: Sequence[tuple[int, NewTask]], results: dict[int, SubmitResult]) -> None:
         lanes = await self._lanes_of([item for _, item in items])
-        rows = await self.fetch(statement("submit"), *_columns([(n, *fields(item, lanes)) for n, item in items], 18))
+        rows = await self.fetch(statement("submit"), *_columns([(n, *fields(item, lanes)) for n, item in items], 19))
         by_number = dict(items)
         for row in rows:
             item = by_number[row["n"]]

@@ -29,6 +29,7 @@ class NewTask:
     retry_max: int
     retry_on: tuple[str, ...]
     retry_of: UUID | None = None
+    own_lane: bool = False  # `requirement_id` names the workflow too, since an agent key is pinned to it
     key: str | None = None  # idempotency, already scoped to (caller, operation)
     hash: bytes | None = None
 

@@ -42,6 +42,7 @@ def fields(item: NewTask, lanes: dict[LaneKey, int]) -> tuple[Any, ...]:
         item.retry_of,
         item.key,
         item.hash,
+        item.own_lane,
     )
 
 

@@ -5,8 +5,8 @@ lost what the old one ran: those leases end at once. A second process beside a l
 
 1. Each connect takes a new session number, so writes over an older connection are refused.
 2. A slot that holds a lease is never dropped; a slot that holds the lease of a dead process is never kept.
-3. An offer is the agent's labels without those that no requirement of the team names; when a requirement names a new
-   label, `offer_anew` sees every connect that did not see it.
+3. An offer is the agent's labels without those that no requirement of the team names, and the workflows that its key
+   is pinned to; when a requirement names a new label, `offer_anew` sees every connect that did not see it.
 4. Lock order: agent < agent_session < slot < task_live, as in `hot.py`.
 5. A drain is of the process that was told: a new process of the agent takes work. A pause lasts until it is resumed.
 6. A removed agent keeps its id and gives its name away: whoever connects by the name then is another agent.
@@ -53,6 +53,7 @@ class Hello:
     slots: int
     version: str
     replica: str
+    workflows: tuple[UUID, ...] | None = None  # what its key is pinned to
     holding: tuple[Lease, ...] = ()
 
 
@@ -227,7 +228,8 @@ def _lease(row: Record) -> Lease:
 
 
 async def _register(c: Connection, hello: Hello) -> Record | None:
-    told = (list(hello.labels), hello.facts, hello.slots, hello.version, hello.credential_id)
+    workflows = None if hello.workflows is None else sorted(hello.workflows)
+    told = (list(hello.labels), hello.facts, hello.slots, hello.version, hello.credential_id, workflows)
     if hello.agent_id is None:
         found: Record | None = await c.fetchrow(_NEW_AGENT, hello.team_id, hello.name, *told, hello.secret_hash)
     else:
@@ -247,7 +249,7 @@ async def _rebind(c: Connection, held: Sequence[Record], holding: Sequence[Lease
 
 
 async def _size_slots(c: Connection, hello: Hello, agent_id: UUID, session_no: int, *, opens: bool) -> None:
-    offered = await c.fetchval(_NARROWED, hello.team_id, list(hello.labels))
+    offered = await c.fetchval(_NARROWED, hello.team_id, list(hello.labels), hello.workflows)
     await c.execute(
         "INSERT INTO offer (team_id, labels) VALUES ($1, $2) ON CONFLICT DO NOTHING", hello.team_id, offered
     )
@@ -261,12 +263,14 @@ _SHARE_LABELS = "SELECT pg_advisory_xact_lock_shared(hashtext('runyard offers'),
 _OWN_LABELS = "SELECT pg_advisory_xact_lock(hashtext('runyard offers'), hashtext($1))"
 
 _NEW_AGENT = """
-INSERT INTO agent (team_id, name, labels, facts, slots, version, credential_id, secret_hash)
-VALUES ($1, $2, $3::text[], $4::jsonb, $5, $6, $7, $8) ON CONFLICT (team_id, name) DO NOTHING RETURNING id, pause
+INSERT INTO agent (team_id, name, labels, facts, slots, version, credential_id, workflows, secret_hash)
+VALUES ($1, $2, $3::text[], $4::jsonb, $5, $6, $7, $8::uuid[], $9)
+ON CONFLICT (team_id, name) DO NOTHING RETURNING id, pause
 """
 _TELL_AGENT = """
 UPDATE agent SET labels = $3::text[], facts = $4::jsonb, slots = $5, version = $6, credential_id = $7,
-  secret_hash = $8, connected_at = app_now() WHERE team_id = $1 AND id = $2 AND removed_at IS NULL RETURNING id, pause
+  workflows = $8::uuid[], secret_hash = $9, connected_at = app_now()
+WHERE team_id = $1 AND id = $2 AND removed_at IS NULL RETURNING id, pause
 """
 _LOCK_AGENT = "SELECT id FROM agent WHERE team_id = $1 AND id = $2 AND removed_at IS NULL FOR NO KEY UPDATE"
 _PAUSE = "UPDATE agent SET pause = $3, pause_note = $4 WHERE team_id = $1 AND id = $2"
@@ -322,13 +326,15 @@ UPDATE agent_session SET left_at = app_now() WHERE agent_id = $1 AND session_no 
 _NARROWED = """
 SELECT ARRAY(SELECT DISTINCT label COLLATE "C" FROM requirement r, unnest(r.labels) AS label
   WHERE r.team_id = $1 AND label = ANY($2::text[]) ORDER BY 1)
+  || ARRAY(SELECT '@' || id FROM unnest($3::uuid[]) AS id ORDER BY id)
 """
 _OFFERED = """
 WITH named AS MATERIALIZED (
   SELECT DISTINCT label FROM requirement r, unnest(r.labels) AS label WHERE r.team_id = $1
 ),
 o AS MATERIALIZED (
-  SELECT a.id AS agent_id, ARRAY(SELECT label COLLATE "C" FROM named WHERE label = ANY(a.labels) ORDER BY 1) AS labels
+  SELECT a.id AS agent_id, ARRAY(SELECT label COLLATE "C" FROM named WHERE label = ANY(a.labels) ORDER BY 1)
+    || ARRAY(SELECT '@' || id FROM unnest(a.workflows) AS id ORDER BY id) AS labels
   FROM agent a WHERE a.team_id = $1 AND a.labels && $2::text[]
 )
 """

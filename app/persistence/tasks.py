@@ -274,7 +274,9 @@ FROM task_live WHERE task_id = ANY($1::uuid[]) AND team_id = ANY($2::uuid[]) AND
 ORDER BY task_id, no
 """
 
-# An agent fits where it offers every label that the task's lane requires. Slots are read once, not once a task.
+# An agent fits where it offers every label that the task's lane requires; one that is pinned only where the lane names
+# one of its workflows, as `@<id>` among the labels, which all others need not offer. Slots are read once, not for each
+# task.
 _REASONS = """
 WITH w AS MATERIALIZED (
   SELECT l.task_id, l.team_id, a.requirement_id,
@@ -288,8 +290,11 @@ offered AS MATERIALIZED (
 ),
 fits AS MATERIALIZED (
   SELECT r.id AS requirement_id, bool_or(o.open) AS open, bool_or(o.free) AS free
-  FROM requirement r JOIN offered o ON o.team_id = r.team_id JOIN offer f ON f.id = o.offer_id AND f.labels @> r.labels
-  WHERE r.id IN (SELECT requirement_id FROM w) GROUP BY r.id
+  FROM requirement r JOIN offered o ON o.team_id = r.team_id JOIN offer f ON f.id = o.offer_id
+  CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM unnest(f.labels) l WHERE l LIKE '@%') AS pinned,
+    ARRAY(SELECT l FROM unnest(r.labels) l WHERE l NOT LIKE '@%') AS plain) p
+  WHERE CASE WHEN p.pinned THEN f.labels @> r.labels AND p.plain <> r.labels ELSE f.labels @> p.plain END
+    AND r.id IN (SELECT requirement_id FROM w) GROUP BY r.id
 )
 SELECT w.task_id, CASE
   WHEN w.backing_off THEN 'backing_off'

@@ -77,7 +77,8 @@ WITH w AS MATERIALIZED (
   WHERE l.task_id = ANY($1::uuid[]) AND l.team_id = ANY($2::uuid[]) AND l.state = ANY($3::text[])
 ),
 r AS MATERIALIZED (
-  SELECT q.id, q.team_id, q.labels FROM requirement q WHERE q.id IN (SELECT requirement_id FROM w)
+  SELECT q.id, q.team_id, ARRAY(SELECT l FROM unnest(q.labels) l WHERE l NOT LIKE '@%') AS labels
+  FROM requirement q WHERE q.id IN (SELECT requirement_id FROM w)
 ),
 lack AS MATERIALIZED (
   SELECT r.id, f.id AS offer_id, ARRAY(SELECT unnest(r.labels) EXCEPT SELECT unnest(f.labels) ORDER BY 1) AS missing

@@ -16,7 +16,8 @@ from app.domain.workflow import Draft, Plan, Retry, RetryOn, Runtime, Workflow, 
 from app.persistence import database
 
 _WORKFLOW = (
-    "w.id, w.team_id, w.slug, w.name, w.description, w.version, w.active, w.created_at, w.updated_at, w.archived_at"
+    "w.id, w.team_id, w.slug, w.name, w.description, w.version, w.active, w.created_at, w.updated_at, w.archived_at, "
+    "w.own_lanes"
 )
 _VERSION = (
     "v.id, w.team_id, v.workflow_id, v.number, v.runtime, v.definition, v.parameters, v.labels, v.requirement_id, "
@@ -113,6 +114,16 @@ async def set_active(workflow_id: UUID, active: bool) -> Workflow:
         active,
     )
     return Workflow(**rows[0])
+
+
+async def separate(team_id: UUID, workflow_ids: Sequence[UUID]) -> None:
+    """From here on the tasks of these workflows queue by themselves, so that agents can be pinned to them."""
+    await database.rows(
+        "UPDATE workflow SET own_lanes = true WHERE id IN (SELECT id FROM workflow WHERE team_id = $1 "
+        "AND id = ANY($2::uuid[]) AND NOT own_lanes ORDER BY id FOR NO KEY UPDATE) RETURNING id",
+        team_id,
+        list(workflow_ids),
+    )
 
 
 async def add_version(

@@ -145,6 +145,7 @@ SYSTEM_VERBS: frozenset[str] = frozenset(
         "FeedService.poll",
         "HousekeepingService.forget",
         "HousekeepingService.partition",
+        "LaneService.separate",
         "LeaseService.place",
         "LeaseService.reclaim",
         "LeaseService.wake",

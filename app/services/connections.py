@@ -302,6 +302,7 @@ class ConnectionService:
             slots=checked.slots,
             version=checked.version,
             replica=self._replica,
+            workflows=None if identity.workflows is None else tuple(identity.workflows),
             holding=tuple(lease for lease in self._held(checked.holding).values() if lease),
         )
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from app.domain.credential import EXPIRY_DAYS, KeyKind, keyed_hash, mint, parse, proves
 from app.domain.errors import NotFound, Unauthenticated
 from app.domain.people import Credential, Scope
-from app.persistence import credentials, idempotency
+from app.persistence import credentials, idempotency, workflows
 from app.persistence.credentials import NewCredential
 from app.persistence.idempotency import Claim
 from app.services.access import SCOPE_GRANTS, AgentIdentity, AuthSubject, Permission, Viewer, tell_auth
@@ -85,7 +85,10 @@ class CredentialService:
 
         async def store() -> UUID:
             stored = keyed_hash(key, self._pepper)
-            return (await credentials.add(team_id, new, key_id=key.id, secret_hash=stored, made_by=viewer.user_id)).id
+            made = await credentials.add(team_id, new, key_id=key.id, secret_hash=stored, made_by=viewer.user_id)
+            if new.workflows:
+                await workflows.separate(team_id, new.workflows)
+            return made.id
 
         made = await idempotency.once(_claim(viewer, team_id, new, idempotency_key), store)
         credential = await credentials.get(made.id)

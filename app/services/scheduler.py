@@ -22,7 +22,17 @@ from uuid import UUID
 
 from app.domain.errors import Unavailable
 from app.domain.events import Batch
-from app.domain.placement import Assignment, FreeSlot, Head, LabelBits, Plan, plan, satisfies
+from app.domain.placement import (
+    ANY_WORKFLOW,
+    Assignment,
+    FreeSlot,
+    Head,
+    LabelBits,
+    Plan,
+    is_pin,
+    plan,
+    satisfies,
+)
 from app.domain.task import TaskState
 from app.persistence.batching import BatchedHot
 from app.persistence.hot import Placed, Planned
@@ -56,17 +66,34 @@ class Causes:
 
 @dataclass(slots=True)
 class Interned:
-    """A team's lanes and offers as bit masks; never stale, because interned rows never change."""
+    """A team's lanes and offers as bit masks; never stale, because interned rows never change.
+
+    A lane that names its workflow fits the offers pinned to it and all that are not pinned; any other lane fits only
+    the latter. So an offer that is not pinned has the bit of every pin that a lane asks for.
+    """
 
     bits: LabelBits = field(default_factory=LabelBits)
     lanes: dict[int, tuple[UUID, int]] = field(default_factory=dict)  # id -> submitter, requirement mask
     offers: dict[int, int] = field(default_factory=dict)  # id -> mask
+    unpinned: set[int] = field(default_factory=set)  # offers that satisfy every workflow's pin
+    pins: int = 0  # every pin that a lane asks for
 
     def add_lanes(self, lanes: Iterable[Lane]) -> None:
-        self.lanes.update({lane.id: (lane.submitter_id, self.bits.mask(lane.labels)) for lane in lanes})
+        for lane in lanes:
+            pins = self.bits.mask(label for label in lane.labels if is_pin(label))
+            labels = self.bits.mask(lane.labels if pins else (*lane.labels, ANY_WORKFLOW))
+            self.lanes[lane.id] = lane.submitter_id, labels
+            if pins & ~self.pins:
+                self.pins |= pins
+                self.offers.update({id: self.offers[id] | self.pins for id in self.unpinned})
 
     def add_offers(self, offers: Mapping[int, Iterable[str]]) -> None:
-        self.offers.update({id: self.bits.mask(labels) for id, labels in offers.items()})
+        for id, labels in offers.items():
+            if any(is_pin(label) for label in labels):
+                self.offers[id] = self.bits.mask(labels)
+                continue
+            self.unpinned.add(id)
+            self.offers[id] = self.bits.mask((*labels, ANY_WORKFLOW)) | self.pins
 
     def offers_for(self, lane_ids: Iterable[int]) -> set[int]:
         """The offers that satisfy at least one of these lanes."""

@@ -311,6 +311,7 @@ def _new_task(
         version=version.number,
         pinned=version.pinned,
         requirement_id=version.requirement_id,
+        own_lane=version.own_lane,
         submitter_id=viewer.user_id,
         credential_id=viewer.credential_id,
         priority=wanted.priority,

@@ -25,6 +25,7 @@ class VersionCache:
         self._used = 0
         self._versions: OrderedDict[tuple[UUID, int], tuple[WorkflowVersion, int]] = OrderedDict()
         self._current: OrderedDict[UUID, int] = OrderedDict()
+        self._own_lanes: set[UUID] = set()
 
     def get(self, workflow_id: UUID, number: int) -> WorkflowVersion | None:
         kept = self._versions.get((workflow_id, number))
@@ -49,9 +50,15 @@ class VersionCache:
         number = self._current.get(workflow_id)
         return None if number is None else self.get(workflow_id, number)
 
+    def has_own_lanes(self, workflow_id: UUID) -> bool:
+        """Whether its tasks queue by themselves, as last seen; once they do, they do for ever."""
+        return workflow_id in self._own_lanes
+
     def saw(self, workflow: Workflow) -> None:
         """Remember the workflow's current version, or forget it where new tasks are refused."""
         self._current.pop(workflow.id, None)
+        if workflow.own_lanes:
+            self._own_lanes.add(workflow.id)
         if workflow.active and workflow.archived_at is None:
             self._current[workflow.id] = workflow.version
         if len(self._current) > CURRENT:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from app.domain.errors import AlreadyExists, BadRequest, NotFound, WrongState
 from app.domain.parameters import Parameter
+from app.domain.placement import pin
 from app.domain.reader import found, unstorable
 from app.domain.workflow import (
     Draft,
@@ -52,6 +53,7 @@ class ResolvedVersion:
     number: int
     pinned: bool
     requirement_id: int
+    own_lane: bool  # the requirement names the workflow too
     parameters: tuple[Parameter, ...]
     timeout: float
     queue_timeout: float | None
@@ -64,6 +66,7 @@ class WorkflowService:
     def __init__(self, *, labels_named: LabelsNamed | None = None) -> None:
         self._labels_named = labels_named
         self._cache = VersionCache()
+        self._own_requirements: dict[tuple[UUID, int], int] = {}  # interned rows never change
 
     # -- changes
 
@@ -236,17 +239,39 @@ class WorkflowService:
         pinned = _one(named.number, version)
         known = None if fresh or pinned is not None or named.id is None else self._cache.current(named.id)
         if known is not None and known.team_id == team_id:
-            return _resolved(known, pinned=False)
+            return await self._resolved(known, pinned=False, own_lane=self._cache.has_own_lanes(known.workflow_id))
         workflow = await _find(team_id, named)
         self._cache.saw(workflow)
         _check_runnable(workflow)
-        return _resolved(await self._version(workflow.id, pinned or workflow.version), pinned=pinned is not None)
+        found = await self._version(workflow.id, pinned or workflow.version)
+        return await self._resolved(found, pinned=pinned is not None, own_lane=workflow.own_lanes)
 
     async def frozen(self, workflow_id: UUID, number: int) -> WorkflowVersion:
         """System verb, for dispatch: the version that a stored task runs; raises `NotFound`."""
         return await self._version(workflow_id, number)
 
     # -- parts
+
+    async def _resolved(self, version: WorkflowVersion, *, pinned: bool, own_lane: bool) -> ResolvedVersion:
+        return ResolvedVersion(
+            workflow_id=version.workflow_id,
+            team_id=version.team_id,
+            number=version.number,
+            pinned=pinned,
+            requirement_id=await self._own_requirement(version) if own_lane else version.requirement_id,
+            own_lane=own_lane,
+            parameters=version.plan.parameters,
+            timeout=version.plan.timeout,
+            queue_timeout=version.plan.queue_timeout,
+            retry=version.plan.retry,
+        )
+
+    async def _own_requirement(self, version: WorkflowVersion) -> int:
+        key = (version.workflow_id, version.number)
+        if key not in self._own_requirements:
+            labels = sorted([*version.plan.labels, pin(version.workflow_id)])
+            self._own_requirements[key] = (await workflows.intern(version.team_id, labels))[0]
+        return self._own_requirements[key]
 
     async def _change(
         self,
@@ -339,20 +364,6 @@ def _draft(workflow: Workflow, plan: Plan) -> Draft:
 def _document(workflow: Workflow, plan: Plan) -> dict[str, Any]:
     shown = {"slug": workflow.slug, "name": workflow.name, "description": workflow.description}
     return {**shown, **write_plan(plan)}
-
-
-def _resolved(version: WorkflowVersion, *, pinned: bool) -> ResolvedVersion:
-    return ResolvedVersion(
-        workflow_id=version.workflow_id,
-        team_id=version.team_id,
-        number=version.number,
-        pinned=pinned,
-        requirement_id=version.requirement_id,
-        parameters=version.plan.parameters,
-        timeout=version.plan.timeout,
-        queue_timeout=version.plan.queue_timeout,
-        retry=version.plan.retry,
-    )
 
 
 def _check_runnable(workflow: Workflow) -> None:

@@ -1,12 +1,14 @@
 """Placement is a pure decision: these tests are its rules."""
 
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.placement import Assignment, FreeSlot, Head, LabelBits, Plan, plan, satisfies
+from app.domain.placement import Assignment, FreeSlot, Head, LabelBits, Plan, pin, plan, satisfies
 from app.domain.task import Reason
+from app.persistence.placement import Lane
+from app.services.scheduler import Interned
 
 ANN, BOB = UUID(int=1), UUID(int=2)
 A1, A2 = UUID(int=101), UUID(int=102)
@@ -109,3 +111,21 @@ def _nothing_is_held_that_fits(heads: list[Head], slots: list[FreeSlot], result:
     for h in heads:
         if h.task_id in first:
             assert not any(satisfies(slot.offer_id, h.requirement) for slot in left)
+
+
+def test_a_pinned_offer_fits_the_lanes_of_its_workflows_and_an_unpinned_one_fits_all() -> None:
+    own, other = pin(uuid4()), pin(uuid4())
+    known = Interned()
+    submitter = uuid4()
+
+    known.add_offers({1: ("gpu",), 2: ("gpu", own)})
+    known.add_lanes([Lane(10, submitter, ("gpu",)), Lane(11, submitter, (own, "gpu")), Lane(12, submitter, (other,))])
+    known.add_offers({3: (), 4: (other,)})
+
+    assert {lane: known.offers_for([lane]) for lane in (10, 11, 12)} == {10: {1}, 11: {1, 2}, 12: {1, 3, 4}}
+    assert {offer: known.lanes_for([offer]) for offer in (1, 2, 3, 4)} == {
+        1: {10, 11, 12},
+        2: {11},
+        3: {12},
+        4: {12},
+    }

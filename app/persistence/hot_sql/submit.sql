@@ -1,16 +1,16 @@
--- $1..$18: one array for each field of the items. Returns one row for each item.
+-- $1..$19: one array for each field of the items. Returns one row for each item.
 WITH now AS MATERIALIZED (SELECT app_now() AS at),
 i AS MATERIALIZED (
   SELECT uuidv7() AS id, t.* FROM unnest(
     $1::int[], $2::uuid[], $3::uuid[], $4::int[], $5::bool[], $6::int[], $7::uuid[], $8::uuid[], $9::smallint[],
     $10::jsonb[], $11::jsonb[], $12::float8[], $13::float8[], $14::smallint[], $15::jsonb[], $16::uuid[], $17::text[],
-    $18::bytea[]
+    $18::bytea[], $19::bool[]
   ) AS t(n, team, workflow, version, pinned, lane, submitter, credential, rank, tags, params, timeout, queue_timeout,
-    retry_max, retry_on, retry_of, key, hash)
+    retry_max, retry_on, retry_of, key, hash, own_lane)
   ORDER BY t.n
 ),
 c AS MATERIALIZED (  -- checked: the caller's version may be a cached one
-  SELECT i.*, w.id IS NOT NULL AS known, i.pinned OR w.version = i.version AS current
+  SELECT i.*, w.id IS NOT NULL AS known, (i.pinned OR w.version = i.version) AND w.own_lanes = i.own_lane AS current
   FROM i LEFT JOIN workflow w ON w.id = i.workflow AND w.team_id = i.team AND w.active AND w.archived_at IS NULL
 ),
 k AS (
