@@ -5,18 +5,15 @@ changes. A caller that says which version it has seen (`expected_version`) never
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from app.domain.errors import AlreadyExists, BadRequest, NotFound, WrongState
-from app.domain.parameters import Parameter
-from app.domain.placement import pin
 from app.domain.reader import found, unstorable
 from app.domain.workflow import (
     Draft,
     Plan,
-    Retry,
     Workflow,
     WorkflowRef,
     WorkflowVersion,
@@ -34,6 +31,8 @@ from app.persistence.workflows import VersionPage as VersionPage
 from app.persistence.workflows import WorkflowFilter as WorkflowFilter
 from app.services.access import Permission, Viewer
 from app.services.inputs import Checked
+from app.services.requirements import Requirements
+from app.services.requirements import ResolvedVersion as ResolvedVersion
 from app.services.workflow_cache import VersionCache
 
 MAX_TOTAL = 10_001
@@ -44,29 +43,13 @@ LabelsNamed = Callable[[UUID, frozenset[str]], Awaitable[None]]
 """Called after a commit with labels that no requirement of the team had named: what agents offer is to be read anew."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedVersion:
-    """What a submit needs of a version. `pinned`: it was asked for by number, so it need not be the current one."""
-
-    workflow_id: UUID
-    team_id: UUID
-    number: int
-    pinned: bool
-    requirement_id: int
-    own_lane: bool  # the requirement names the workflow too
-    parameters: tuple[Parameter, ...]
-    timeout: float
-    queue_timeout: float | None
-    retry: Retry
-
-
 class WorkflowService:
     """Workflows of the viewer's teams. What belongs to another team does not exist (`NotFound`)."""
 
     def __init__(self, *, labels_named: LabelsNamed | None = None) -> None:
         self._labels_named = labels_named
         self._cache = VersionCache()
-        self._own_requirements: dict[tuple[UUID, int], int] = {}  # interned rows never change
+        self._requirements = Requirements()
 
     # -- changes
 
@@ -239,39 +222,20 @@ class WorkflowService:
         pinned = _one(named.number, version)
         known = None if fresh or pinned is not None or named.id is None else self._cache.current(named.id)
         if known is not None and known.team_id == team_id:
-            return await self._resolved(known, pinned=False, own_lane=self._cache.has_own_lanes(known.workflow_id))
+            return await self._requirements.resolved(
+                known, pinned=False, own_lane=self._cache.has_own_lanes(known.workflow_id)
+            )
         workflow = await _find(team_id, named)
         self._cache.saw(workflow)
         _check_runnable(workflow)
         found = await self._version(workflow.id, pinned or workflow.version)
-        return await self._resolved(found, pinned=pinned is not None, own_lane=workflow.own_lanes)
+        return await self._requirements.resolved(found, pinned=pinned is not None, own_lane=workflow.own_lanes)
 
     async def frozen(self, workflow_id: UUID, number: int) -> WorkflowVersion:
         """System verb, for dispatch: the version that a stored task runs; raises `NotFound`."""
         return await self._version(workflow_id, number)
 
     # -- parts
-
-    async def _resolved(self, version: WorkflowVersion, *, pinned: bool, own_lane: bool) -> ResolvedVersion:
-        return ResolvedVersion(
-            workflow_id=version.workflow_id,
-            team_id=version.team_id,
-            number=version.number,
-            pinned=pinned,
-            requirement_id=await self._own_requirement(version) if own_lane else version.requirement_id,
-            own_lane=own_lane,
-            parameters=version.plan.parameters,
-            timeout=version.plan.timeout,
-            queue_timeout=version.plan.queue_timeout,
-            retry=version.plan.retry,
-        )
-
-    async def _own_requirement(self, version: WorkflowVersion) -> int:
-        key = (version.workflow_id, version.number)
-        if key not in self._own_requirements:
-            labels = sorted([*version.plan.labels, pin(version.workflow_id)])
-            self._own_requirements[key] = (await workflows.intern(version.team_id, labels))[0]
-        return self._own_requirements[key]
 
     async def _change(
         self,

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from app.domain.errors import Forbidden, InvalidInput, NotFound, WrongState
+from app.domain.errors import Forbidden, InvalidInput, LeaseLost, NotFound, WrongState
 from app.domain.lease import Lease
 from app.domain.task import TaskState
 from app.persistence import sessions
@@ -232,3 +232,22 @@ async def test_what_ran_on_an_agent_is_paged_from_the_latest_back(world: World) 
     stranger: Viewer = await make_owner()
     assert await world.agents.runs(stranger, [wanted]) == [[]]
     assert await world.agents.run_counts(stranger, [agent.agent_id]) == {agent.agent_id: 0}
+
+
+async def test_an_agent_that_lost_its_secret_comes_back_after_its_removal(world: World) -> None:
+    welcome = await world.connect("box")
+    agent_id = welcome.connection.agent_id
+    with pytest.raises(Forbidden):
+        await world.connect("box", instance_id="without-secret")
+    orders = world.connections.orders(welcome.connection)
+    waiting = asyncio.ensure_future(anext(orders))
+
+    await world.agents.remove(world.owner, agent_id, force=True)
+    with pytest.raises(LeaseLost):  # the old connection is told at once
+        await asyncio.wait_for(waiting, 10)
+    back = await world.connect("box", instance_id="without-secret")
+
+    assert back.connection.agent_id != agent_id
+    assert back.secret not in (None, welcome.secret)
+    with pytest.raises(LeaseLost):
+        await world.connections.beat(welcome.connection, [])
