@@ -21,8 +21,19 @@ LOOK = 0.004  # seconds until a statement is suspected to wait for a lock
 STUCK = 5.0  # seconds after which nothing moves any more
 
 Operation = Callable[[Hot], Awaitable[Any]]
-Choose = Callable[[int], int]
-"""Which of so many operations goes on: a number below."""
+Choose = Callable[[Sequence[int]], int]
+"""Which of these operations, by their numbers, goes on."""
+
+
+def bursts(plan: Sequence[tuple[int, int]]) -> Choose:
+    """Let one operation take so many steps, then the next of the plan; one that cannot go on passes its turn."""
+    left = [number for number, steps in plan for _ in range(steps)]
+
+    def choose(standing: Sequence[int]) -> int:
+        wanted = left.pop(0) if left else standing[0]
+        return wanted if wanted in standing else standing[0]
+
+    return choose
 
 
 @dataclass(eq=False)
@@ -126,7 +137,7 @@ class Explorer:
         last: Actor | None = None
         while not all(actor.done for actor in actors):
             if standing := await self._come_to_rest(actors, changed):
-                chosen = standing[choose(len(standing))] if len(standing) > 1 else standing[0]
+                chosen = actors[choose([actors.index(actor) for actor in standing])]
                 self.switches += last is not None and chosen is not last
                 last = chosen
                 chosen.let_go()

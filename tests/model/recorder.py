@@ -98,7 +98,9 @@ class Run:
         self.recorder.save()
 
     async def _left(self) -> int:
-        return int(await self.world.admin.fetchval("SELECT count(*) FROM task_live WHERE team_id = $1", self.team.id))
+        return int(
+            await self.world.database.fetchval("SELECT count(*) FROM task_live WHERE team_id = $1", self.team.id)
+        )
 
     async def _people(self, number: int) -> None:
         """Submit, sometimes twice with one key; watch; cancel some; read."""
@@ -179,8 +181,13 @@ class Run:
 
     async def _life(self, name: str, by: AgentConnection) -> None:
         working: dict[UUID, asyncio.Task[None]] = {}
+        beats = 0
         while not self.over:
-            if random.random() < 0.02:  # a pause: what it runs goes on, and reports too late
+            beats += 1
+            if random.random() < 0.02 or (name, beats) == (
+                "agent 0",
+                10,
+            ):  # a pause: what it runs goes on, and reports too late
                 called = time.monotonic()
                 await asyncio.sleep(45 / QUICK)
                 self.recorder.note("fault", name, {"kind": "silence"}, called=called)

@@ -20,7 +20,7 @@ from app.persistence.hot import Fence, Fenced, Hot, Planned, SubmitStatus, Timin
 from app.persistence.sessions import Connected
 from tests.hot_world import World, failure, finish, populate
 from tests.model.conftest import effort
-from tests.model.interleaving import Explorer, Operation, explorer
+from tests.model.interleaving import Choose, Explorer, Operation, bursts, explorer
 from tests.model.promises import Present, Witness
 
 TIMINGS = Timings(every=0.0, gap=10_000.0)
@@ -232,7 +232,7 @@ async def scene_of(here: World, race: Race) -> Scene:
     return scene
 
 
-async def meet(here: World, exploring: Explorer, race: Race, choose: Callable[[int], int]) -> None:
+async def meet(here: World, exploring: Explorer, race: Race, choose: Choose) -> None:
     """One meeting; raises where a promise breaks."""
     scene = await scene_of(here, race)
 
@@ -263,16 +263,14 @@ async def search(database: Any, exploring: Explorer, race: Race, *, examples: in
     """Meet again and again, in orders that Hypothesis chooses and shrinks."""
     loop = asyncio.get_running_loop()
 
-    async def once(choices: Sequence[int]) -> None:
-        here = await populate(database)
-        left = list(choices)
-        await meet(here, exploring, race, lambda count: (left.pop(0) if left else 0) % count)
+    async def once(plan: Sequence[tuple[int, int]]) -> None:
+        await meet(await populate(database), exploring, race, bursts(plan))
         await database.hot.fetch("UPDATE agent_session SET alive = false")  # the next sweep is about the next scene
 
     @effort(examples=examples)
-    @given(st.lists(st.integers(0, 2), max_size=24))
-    def meetings(choices: list[int]) -> None:
-        asyncio.run_coroutine_threadsafe(once(choices), loop).result(60)
+    @given(st.lists(st.tuples(st.integers(0, len(race.acts) - 1), st.integers(1, 8)), max_size=6))
+    def meetings(plan: list[tuple[int, int]]) -> None:
+        asyncio.run_coroutine_threadsafe(once(plan), loop).result(60)
 
     await asyncio.to_thread(meetings)
 
@@ -292,8 +290,8 @@ async def test_one_of_two_that_meet_wins_cleanly(database: Any, exploring: Explo
 @pytest.mark.slow
 async def test_a_cancel_that_looks_before_it_acts_is_found(database: Any, exploring: Explorer) -> None:
     race = replace(RACES["a completion and a cancel"], acts=(complete, careless_cancel))
-    await meet(await populate(database), exploring, race, lambda _: 0)  # one after the other it does no harm
-    await meet(await populate(database), exploring, race, lambda count: count - 1)
+    await meet(await populate(database), exploring, race, min)  # one after the other it does no harm
+    await meet(await populate(database), exploring, race, max)
 
     with pytest.raises((AssertionError, asyncpg.UniqueViolationError, ExceptionGroup)):
         await search(database, exploring, race, examples=200)
