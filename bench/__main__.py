@@ -28,7 +28,7 @@ from bench.servers import LOAD_CORE, SERVER_CORE, servers
 ROUNDS = 3
 SAMPLES = 300  # of a round, of each column
 WARM_UP = 100  # samples
-WIDTH = 100  # characters at least, also where no terminal is
+WIDTH = 130  # characters at least, also where no terminal is
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bench.scene import FOLLOW, SUBMISSION, Scene
 from bench.wire import GraphQLSocket, Http, websocket
 
 ORDERS = document("orders")
-APART = 0.07  # seconds between two samples: above the least time between two frames of one stream
+APART = 0.06  # seconds between two samples: above the least time between two frames of one stream
 LONG = 10  # seconds: a sample that takes so long is a fault
 
 Sample = Callable[[], Awaitable[float]]
