@@ -1,14 +1,17 @@
 """Agents as clients of the graph see and change them."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
 from app.persistence.database import Database
 from app.services.access import Role
 from app.services.ports import ObjectStore
 from tests.integration.tasks_world import World, open_world
+from tests.integration.test_agents_life import connect
 from tests.integration.test_tasks_graphql import ask
 from tests.viewers import in_role
 
@@ -80,3 +83,34 @@ async def test_what_ran_on_an_agent_is_a_list_of_attempts_with_their_tasks(world
         (f"task_{tasks[0].id}", "COMPLETED"),
     ]
     assert {node["agent"]["id"] for node in first["nodes"]} == {id}
+
+
+async def test_a_list_of_agents_takes_the_same_statements_for_two_and_for_six(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements: list[str] = []
+    connection_class: Any = asyncpg.Connection
+    execute = connection_class._execute
+
+    async def counted(connection: Any, query: str, *args: Any, **more: Any) -> Any:
+        statements.append(query)
+        return await execute(connection, query, *args, **more)
+
+    monkeypatch.setattr(connection_class, "_execute", counted)
+    ids = [f"agent_{(await connect(world, f'box-{n}')).agent_id}" for n in range(6)]
+    for _ in ids:
+        await world.submit()
+    await world.scheduler.settle()
+    query = """
+    query($ids: [ID!]!) { nodes(ids: $ids) { ... on Agent {
+      state tasks { id } attempts(first: 3) { totalCount nodes { number task { id } agent { id } } }
+    } } }
+    """
+    counts = []
+    for some in (ids[:1], ids[:2], ids):
+        statements.clear()
+        answer = await ask(world, query, ids=some)
+        counts.append(len(statements))
+        assert [len(node["tasks"]) for node in answer["nodes"]] == [1] * len(some)
+
+    assert counts[1] == counts[2]

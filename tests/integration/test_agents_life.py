@@ -251,3 +251,36 @@ async def test_an_agent_that_lost_its_secret_comes_back_after_its_removal(world:
     assert back.secret not in (None, welcome.secret)
     with pytest.raises(LeaseLost):
         await world.connections.beat(welcome.connection, [])
+
+
+async def test_a_removal_while_tasks_are_placed_leaves_none_without_an_owner(world: World) -> None:
+    for round in range(8):
+        agent = await connect(world, f"box-{round}", slots=4)
+        tasks = [world.submit() for _ in range(6)]
+
+        await asyncio.gather(
+            *tasks, world.scheduler.place_all(), world.agents.remove(world.owner, agent.agent_id, force=True)
+        )
+        await world.scheduler.settle()
+
+        owned = await world.db.fetch("SELECT task_id FROM task_live WHERE agent_id = $1", agent.agent_id)
+        assert owned == []
+        assert not await world.db.fetch("SELECT FROM slot WHERE agent_id = $1", agent.agent_id)
+    lost = "SELECT task_id FROM task_live l WHERE NOT EXISTS (SELECT FROM ready r WHERE r.task_id = l.task_id)"
+    assert await world.db.fetch(lost) == []
+
+
+async def test_after_a_pause_has_answered_nothing_more_is_placed_there(world: World) -> None:
+    for round in range(8):
+        agent = await connect(world, f"box-{round}", slots=4)
+        placing = asyncio.ensure_future(world.scheduler.place_all())
+        submits = [asyncio.ensure_future(world.submit()) for _ in range(6)]
+
+        await world.agents.pause(world.owner, agent.agent_id)
+        leases = "SELECT task_id, lease_no FROM slot WHERE agent_id = $1 AND task_id IS NOT NULL ORDER BY no"
+        held = await world.db.fetch(leases, agent.agent_id)
+        await asyncio.gather(placing, *submits)
+        await world.scheduler.settle()
+
+        assert await world.db.fetch(leases, agent.agent_id) == held
+        await world.agents.remove(world.owner, agent.agent_id, force=True)

@@ -14,6 +14,8 @@ from app.persistence.database import Database
 from app.persistence.tasks import TaskFilter
 from app.services.access import Role, Scope
 from app.services.bulk import BulkOperation, BulkState
+from app.services.cancelling import Cancelling
+from app.services.feed_publisher import FeedPublisher
 from app.services.ports import ObjectStore
 from tests.integration.task_log import Watch
 from tests.integration.tasks_world import World, open_world
@@ -96,6 +98,18 @@ async def test_only_tasks_in_the_asked_states_are_cancelled(world: World) -> Non
 
     assert asked.total == 1
     assert await states(world, tasks) == [TaskState.RUNNING, TaskState.CANCELLED]
+
+
+async def test_a_task_that_left_the_asked_states_meanwhile_is_let_alone(world: World) -> None:
+    (task,) = await submit(world, 1)
+    await world.offer()
+    cancelling = Cancelling(world.db.batched, FeedPublisher(world.bus), lambda: world.db.log_epoch)
+    await world.run(await world.tasks.get(world.owner, task))
+
+    (answer,) = await cancelling.cancel(world.team, [task], states=(TaskState.WAITING, TaskState.PENDING))
+
+    assert (answer.state, answer.event) == (None, None)
+    assert await states(world, [task]) == [TaskState.RUNNING]
 
 
 async def test_a_member_cancels_its_own_tasks_alone(world: World) -> None:
