@@ -273,7 +273,8 @@ class Cast:
         await self.world.scheduler.settle()
         for where, row in before.items():
             after = await self.world.living(where[0])
-            assert after is None or after["lease_no"] > where[1] or after["agent_id"] is None
+            taken = after is None or after["lease_no"] > where[1] or after["agent_id"] is None
+            assert taken, f"the sweep left {row} in the slot {await self._slot(where)}"
             assert row["state"] in {*sources(Verb.RECALL), *sources(Verb.RETRY)}
             if where in overdue:  # its process may still run
                 self.owed[where] = overdue[where]
@@ -363,6 +364,9 @@ class Cast:
     async def _session(self, box: Box) -> Any:
         return await self.world.admin.fetchrow(_SESSION, self.team.id, box.name)
 
+    async def _slot(self, where: Where) -> Any:
+        return await self.world.admin.fetchrow(_SLOT, *where)
+
     async def _held(self, box: Box) -> dict[Where, bool]:
         """The leases in the agent's slots, with whether they are alive."""
         rows = await self.world.admin.fetch(_HELD, self.team.id, box.name, sorted(LEASED))
@@ -385,6 +389,10 @@ _SESSION = """
 SELECT s.*, extract(epoch FROM app_now() - s.seen_at) AS silent FROM agent_session s JOIN agent a ON a.id = s.agent_id
 WHERE a.team_id = $1 AND a.name = $2
 """
+_SLOT = """
+SELECT s.*, a.seen_at, a.alive, app_now() AS now, d.ran_at, d.floor_at
+FROM slot s JOIN agent_session a USING (agent_id), duty d WHERE s.task_id = $1 AND s.lease_no = $2 AND d.name = 'leases'
+"""
 _HELD = """
 SELECT s.task_id, s.lease_no, l.task_id IS NOT NULL AS alive FROM agent a JOIN slot s ON s.agent_id = a.id
 LEFT JOIN task_live l ON l.task_id = s.task_id AND l.lease_no = s.lease_no AND l.state = ANY($3::text[])
@@ -395,7 +403,8 @@ _OVERDUE = """
 WITH now AS MATERIALIZED (SELECT app_now() AS at)
 SELECT l.task_id, l.lease_no FROM task_live l
 JOIN slot s ON s.task_id = l.task_id AND s.lease_no = l.lease_no JOIN agent_session a ON a.agent_id = s.agent_id, now
-WHERE EXISTS (SELECT FROM duty WHERE name = 'leases' AND ran_at < now.at - make_interval(secs => $1::float8)
+WHERE l.state IN ('queued', 'running')
+  AND EXISTS (SELECT FROM duty WHERE name = 'leases' AND ran_at < now.at - make_interval(secs => $1::float8)
     AND ran_at >= now.at - make_interval(secs => $2::float8) AND floor_at <= now.at)
   AND (a.seen_at < now.at - make_interval(secs => $3::float8)
     OR (s.acked_at IS NULL AND s.since < now.at - make_interval(secs => $4::float8))
