@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from app.services.ports import ObjectStore
 from app.storage.local import LocalStore
@@ -12,6 +12,8 @@ from tests.stores import KEYS, PART, Now
 
 settings.register_profile("quick", max_examples=20, stateful_step_count=25)
 """`make test ARGS="--hypothesis-profile quick tests/model"` searches for seconds."""
+settings.register_profile("find", phases=(Phase.generate,))
+"""As long as always, but what is found is not shrunk: for code that is broken on purpose."""
 
 
 def effort(*, examples: int, steps: int = 50) -> settings:
@@ -23,6 +25,7 @@ def effort(*, examples: int, steps: int = 50) -> settings:
         stateful_step_count=steps,
         deadline=None,
         derandomize=False,
+        phases=settings.default.phases if settings.default else tuple(Phase),
         print_blob=True,
         suppress_health_check=list(HealthCheck),
     )
