@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.interfaces.agents.endpoint import LIMITS as AGENT_LIMITS
@@ -15,6 +14,7 @@ from app.interfaces.engine.limits import Limits
 from app.interfaces.engine.site import Site
 from app.interfaces.graphql.endpoint import Introspection, graphql_endpoint
 from app.interfaces.rest.files import file_routes
+from app.interfaces.rest.health import health_routes
 from app.interfaces.rest.logs import log_routes
 from app.interfaces.web import pages
 from app.wiring import App
@@ -28,7 +28,7 @@ def create_asgi(app: App) -> ASGIApp:
     settings, services = app.settings, app.services
     site = Site(settings.public_url)
     authentication = Authentication(by_session=services.accounts.authenticate, by_key=services.credentials.authenticate)
-    routes: list[BaseRoute] = [Route("/healthz", _alive), *pages.routes]
+    routes: list[BaseRoute] = [*health_routes(services.health), *pages.routes]
     routes += log_routes(services.tasks, authentication, cookie_name=site.cookie_name)
     if app.files is not None:
         routes += file_routes(app.files, origins=sorted(settings.origins))
@@ -71,7 +71,3 @@ class _PageOr:
             await (await pages.explorer(Request(scope)))(scope, receive, send)
         else:
             await self._api(scope, receive, send)
-
-
-async def _alive(request: Request) -> PlainTextResponse:
-    return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})

@@ -92,6 +92,7 @@ async def serving(settings: Settings, *, stop: asyncio.Event) -> AsyncIterator[R
                 await _answers(server, parts[0])
                 yield Running(app, settings.public_url, parts, stop)
             finally:
+                app.services.health.drain()
                 server.should_exit = True
                 await _end(parts)
 

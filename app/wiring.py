@@ -36,6 +36,7 @@ from app.services.credentials import CredentialService
 from app.services.dispatch import DispatchService
 from app.services.feed import FeedService, FeedTimes
 from app.services.feed_publisher import FeedPublisher
+from app.services.health import HealthService
 from app.services.housekeeping import HousekeepingService
 from app.services.invitations import InvitationService
 from app.services.lanes import LaneService
@@ -114,7 +115,7 @@ async def open_app(settings: Settings, *, clock: Clock = utc_now) -> AsyncIterat
         database = await _open_database(stack, url, settings)
         bus = await _open_bus(stack, await _redis_url(stack, settings, broken))
         store, files = await _open_store(stack, settings, clock)
-        services, loops = await _services(stack, settings, database, bus, store)
+        services, loops = await _services(stack, settings, database, bus, store, clock)
         yield App(
             settings=settings,
             services=services,
@@ -126,7 +127,7 @@ async def open_app(settings: Settings, *, clock: Clock = utc_now) -> AsyncIterat
 
 
 async def _services(
-    stack: AsyncExitStack, settings: Settings, database: Database, bus: RedisBus, store: ObjectStore
+    stack: AsyncExitStack, settings: Settings, database: Database, bus: RedisBus, store: ObjectStore, clock: Clock
 ) -> tuple[Services, tuple[Loop, ...]]:
     publisher = FeedPublisher(bus)
     placement = PlacementReads(database)
@@ -192,6 +193,7 @@ async def _services(
         credentials=credentials,
         dispatch=dispatch,
         feed=feed,
+        health=HealthService(database, bus, store, clock),
         invitations=InvitationService(bus=bus, passwords=passwords, sessions=sessions),
         members=MemberService(bus=bus),
         outputs=outputs,

@@ -9,6 +9,7 @@ from app.services.connections import ConnectionService
 from app.services.credentials import CredentialService
 from app.services.dispatch import DispatchService
 from app.services.feed import FeedService
+from app.services.health import HealthService
 from app.services.invitations import InvitationService
 from app.services.members import MemberService
 from app.services.outputs import OutputService
@@ -31,6 +32,7 @@ class Services:
     credentials: CredentialService
     dispatch: DispatchService
     feed: FeedService
+    health: HealthService
     invitations: InvitationService
     members: MemberService
     outputs: OutputService
