@@ -16,6 +16,7 @@ from app.interfaces.graphql.endpoint import Introspection, graphql_endpoint
 from app.interfaces.rest.files import file_routes
 from app.interfaces.rest.health import health_routes
 from app.interfaces.rest.logs import log_routes
+from app.interfaces.rest.metrics import metrics_routes
 from app.interfaces.web import pages
 from app.wiring import App
 
@@ -29,6 +30,7 @@ def create_asgi(app: App) -> ASGIApp:
     site = Site(settings.public_url)
     authentication = Authentication(by_session=services.accounts.authenticate, by_key=services.credentials.authenticate)
     routes: list[BaseRoute] = [*health_routes(services.health), *pages.routes]
+    routes += metrics_routes(services.metrics, token=settings.metrics_token.get_secret_value())
     routes += log_routes(services.tasks, authentication, cookie_name=site.cookie_name)
     if app.files is not None:
         routes += file_routes(app.files, origins=sorted(settings.origins))

@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     introspection: Literal["signed_in", "everyone", "nobody"] = Field(
         "signed_in", description="Who may read the schema through introspection."
     )
+    metrics_token: SecretStr = Field(
+        SecretStr(""), description="Bearer token that opens `/metrics`; empty: open to loopback alone."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object a line.")
 

@@ -42,6 +42,7 @@ from app.services.invitations import InvitationService
 from app.services.lanes import LaneService
 from app.services.leases import LeaseService
 from app.services.members import MemberService
+from app.services.metrics import MetricsService, Source
 from app.services.outputs import Limits as OutputLimits
 from app.services.outputs import OutputService
 from app.services.passwords import Passwords
@@ -196,6 +197,7 @@ async def _services(
         health=HealthService(database, bus, store, clock),
         invitations=InvitationService(bus=bus, passwords=passwords, sessions=sessions),
         members=MemberService(bus=bus),
+        metrics=MetricsService(database, _sources(database, bus)),
         outputs=outputs,
         sessions=SessionService(bus=bus),
         tasks=tasks,
@@ -227,6 +229,15 @@ def _loops(
         Loop("partitions", housekeeping.partition, every=TIDY),
         Loop("idempotency", housekeeping.forget, every=TIDY),
     )
+
+
+def _sources(database: Database, bus: RedisBus) -> dict[str, Source]:
+    """The numbers of this process that `/metrics` shows."""
+    return {
+        "bus_connected": lambda: float(bus.connected),
+        "bus_dropped": lambda: float(bus.dropped),
+        "log_epoch": lambda: float(database.log_epoch),
+    }
 
 
 def _offer_anew(database: Database, scheduler: Scheduler) -> LabelsNamed:

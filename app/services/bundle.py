@@ -12,6 +12,7 @@ from app.services.feed import FeedService
 from app.services.health import HealthService
 from app.services.invitations import InvitationService
 from app.services.members import MemberService
+from app.services.metrics import MetricsService
 from app.services.outputs import OutputService
 from app.services.sessions import SessionService
 from app.services.tasks import TaskService
@@ -35,6 +36,7 @@ class Services:
     health: HealthService
     invitations: InvitationService
     members: MemberService
+    metrics: MetricsService
     outputs: OutputService
     sessions: SessionService
     tasks: TaskService

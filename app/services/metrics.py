@@ -1,0 +1,44 @@
+"""What there is to measure, as plain numbers: the interface that shows them knows their format, nobody below does."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from app.persistence.database import Database
+from app.persistence.gauges import Present, present
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0  # seconds that counting in the database may take
+
+Source = Callable[[], float]
+"""A number of this process, read when it is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One look; `present` is None where the database did not answer."""
+
+    present: Present | None
+    process: Mapping[str, float]  # by the names that wiring gave
+
+
+class MetricsService:
+    """Reads the numbers of this process by callables, and those that all replicas share from the database."""
+
+    def __init__(self, database: Database, sources: Mapping[str, Source]) -> None:
+        self._database = database
+        self._sources = sources
+
+    async def measure(self) -> Measured:
+        """Never raises: a database that is away is itself a measurement."""
+        return Measured(await self._present(), {name: source() for name, source in self._sources.items()})
+
+    async def _present(self) -> Present | None:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await present(self._database)
+        except Exception as error:
+            log.warning("metrics could not be counted", exc_info=error)
+            return None
