@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,6 +24,7 @@ from tests.model.conftest import effort
 from tests.model.interleaving import Choose, Explorer, Operation, bursts, explorer
 from tests.model.promises import Present, Witness
 
+MOST_STEPS = 14  # statements and commits of the longest verb
 TIMINGS = Timings(every=0.0, gap=10_000.0)
 """Rounds of the sweep may follow each other at once, so that two of them meet."""
 
@@ -259,18 +261,20 @@ async def database(database_url: str) -> Any:
         yield opened
 
 
+async def once(database: Any, exploring: Explorer, race: Race, plan: Sequence[tuple[int, int]]) -> None:
+    """One meeting in the bursts of the plan."""
+    await meet(await populate(database), exploring, race, bursts(plan))
+    await database.hot.fetch("UPDATE agent_session SET alive = false")  # the next sweep is about the next scene
+
+
 async def search(database: Any, exploring: Explorer, race: Race, *, examples: int) -> None:
     """Meet again and again, in orders that Hypothesis chooses and shrinks."""
     loop = asyncio.get_running_loop()
 
-    async def once(plan: Sequence[tuple[int, int]]) -> None:
-        await meet(await populate(database), exploring, race, bursts(plan))
-        await database.hot.fetch("UPDATE agent_session SET alive = false")  # the next sweep is about the next scene
-
     @effort(examples=examples)
     @given(st.lists(st.tuples(st.integers(0, len(race.acts) - 1), st.integers(1, 8)), max_size=6))
     def meetings(plan: list[tuple[int, int]]) -> None:
-        asyncio.run_coroutine_threadsafe(once(plan), loop).result(60)
+        asyncio.run_coroutine_threadsafe(once(database, exploring, race, plan), loop).result(60)
 
     await asyncio.to_thread(meetings)
 
@@ -280,8 +284,11 @@ async def search(database: Any, exploring: Explorer, race: Race, *, examples: in
 @pytest.mark.parametrize("name", RACES)
 async def test_one_of_two_that_meet_wins_cleanly(database: Any, exploring: Explorer, name: str) -> None:
     race = RACES[name]
+    for first, second in permutations(range(len(race.acts)), 2):  # every order with one switch, whatever is searched
+        for steps in range(1, MOST_STEPS):
+            await once(database, exploring, race, [(first, steps), (second, MOST_STEPS)])
 
-    await search(database, exploring, race, examples=100)
+    await search(database, exploring, race, examples=60)
 
     assert exploring.switches > 0
     assert (exploring.blocked > 0) is race.waits
