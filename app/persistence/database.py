@@ -15,7 +15,8 @@ Never call `batched` inside `transaction()`: it would wait for a commit that wai
 
 Invariants:
 1. Connections are opened before the server starts and closed with the context.
-2. The server is PostgreSQL 18 or newer and has at least this version's schema, or opening fails with a sentence.
+2. The server is PostgreSQL 18 or newer, has at least this version's schema and keeps the time limits of a connection,
+   or opening fails with a sentence.
 3. `log_epoch` grows when the server's timeline does: events may have been lost, and cursors of the old epoch are void.
 """
 
@@ -35,6 +36,7 @@ from tortoise.transactions import in_transaction
 
 from app.domain.errors import Unavailable
 from app.persistence.batching import BatchedHot
+from app.persistence.bounds import check_bounds
 from app.persistence.connections import (
     COMMAND,
     CONNECT,
@@ -277,6 +279,7 @@ async def _check(url: str) -> None:
     try:
         _check_server(connection)
         with translated():
+            await check_bounds(connection)
             await _check_schema(connection)
     finally:
         await connection.close(timeout=CONNECT)
