@@ -98,6 +98,7 @@ async def _agent(running: Running, scene: Scene) -> AsyncIterator[Child]:
     state.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, "-m", "app.agent", "run", "--url", running.url, "--name", AGENT]
     argv += ["--config", str(scene.agent_config), "--state-dir", str(state)]
+    argv += ["--no-drain"]  # Ctrl-C ends the demo, not the picture
     child = await children.start(argv, env={**os.environ, "RUNYARD_AGENT_KEY": scene.agent_key}, stderr=2, guarded=True)
     try:
         yield child

@@ -35,7 +35,7 @@ class KnownAgent:
     secret_hash: str
     credential_id: UUID
     pause: str | None
-    instance_id: str | None  # of the process that is this agent now
+    instance_id: str | None  # of the process that was this agent last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ async def find_agent(database: Database, team_id: UUID, name: str) -> KnownAgent
     """The team's agent of that name."""
     row = await database.fetchrow(
         "SELECT a.id, a.secret_hash, a.credential_id, a.pause, s.instance_id FROM agent a "
-        "LEFT JOIN agent_session s ON s.agent_id = a.id AND s.alive "
+        "LEFT JOIN agent_session s ON s.agent_id = a.id "
         "WHERE a.team_id = $1 AND a.name = $2 AND a.removed_at IS NULL",
         team_id,
         name,
@@ -165,8 +165,14 @@ class _Refused(Exception):
 
 
 async def leave(database: Database, agent_id: UUID, session_no: int) -> None:
-    """The connection of this session has ended. Its leases live on until the session itself falls silent."""
-    await database.hot.fetch(_LEAVE, agent_id, session_no)
+    """The connection of this session has ended: it takes nothing new until it comes back.
+
+    Its leases live on until the session itself falls silent.
+    """
+    async with database.hot.transaction() as c:
+        if await c.fetchval(_LEAVE, agent_id, session_no) is not None:
+            await c.fetch(_LOCK_SLOTS, agent_id)
+            await c.execute("UPDATE slot SET open = false WHERE agent_id = $1 AND open", agent_id)
 
 
 async def set_pause(database: Database, team_id: UUID, agent_id: UUID, pause: str | None, note: str | None) -> bool:
@@ -317,7 +323,7 @@ INSERT INTO slot (agent_id, no, team_id, offer_id, open, session_no)
 SELECT $1, no, $6, $3, $4, $2 FROM generate_series(1, $5::int) AS no ON CONFLICT DO NOTHING
 """
 _OPEN_SLOTS = """
-UPDATE slot s SET open = $2 AND x.alive AND s.no <= x.slots AND coalesce(x.suspect_until < app_now(), true)
+UPDATE slot s SET open = $2 AND x.alive AND x.left_at IS NULL AND s.no <= x.slots AND coalesce(x.suspect_until < app_now(), true)
 FROM agent_session x WHERE x.agent_id = $1 AND s.agent_id = $1
 """
 _LEAVE = """

@@ -140,6 +140,19 @@ async def test_who_has_left_may_be_followed_at_once(world: World) -> None:
     assert second.connection.session_no == first.connection.session_no + 1
 
 
+async def test_who_has_left_is_given_nothing_until_it_is_back(world: World) -> None:
+    first = await world.connect()
+    await world.connections.leave(first.connection)
+    task = await world.submit()
+    await world.scheduler.settle()
+    assert (await world.tasks.get(world.owner, task.id)).state == "waiting"
+
+    await world.connect(secret=first.secret)
+
+    await world.scheduler.settle()
+    assert (await world.tasks.get(world.owner, task.id)).state == "queued"
+
+
 async def test_a_late_leave_of_an_older_connection_is_not_news(world: World) -> None:
     first = await world.connect()
     await world.connect(secret=first.secret)
