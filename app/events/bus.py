@@ -9,18 +9,24 @@ Invariants:
 
 import asyncio
 from types import TracebackType
+from urllib.parse import parse_qs, urlsplit
 
 from app.events.listener import Listener, Listening, Receive
 from app.events.publisher import Publisher
+
+OURS = ("socket_timeout", "socket_connect_timeout")
+"""Options of a URL that would win over our own time limits, with which nothing waits for ever."""
 
 
 class RedisBus:
     """The services' port `Bus` over one Redis or Valkey server; `url` as redis-py takes it (`redis://`, `unix://`).
 
-    Opening succeeds also when the server is away.
+    Opening succeeds also when the server is away. Raises `ValueError` for a URL that sets time limits.
     """
 
     def __init__(self, url: str) -> None:
+        if given := [name for name in OURS if name in parse_qs(urlsplit(url).query, keep_blank_values=True)]:
+            raise ValueError(f"expected a URL without time limits, found {', '.join(given)}: they are set by Runyard")
         self._publisher = Publisher(url)
         self._listener = Listener(url, on_connect=self._publisher.resume)
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from app.events.bus import RedisBus
 from app.persistence.bounds import BOUNDED, check_bounds, unbounded
 from app.persistence.connections import LIMITS, MIGRATING, WrongDatabase, connect
 
@@ -35,3 +36,9 @@ async def test_every_limit_that_is_missing_is_named(database_url: str) -> None:
 
 def test_a_limit_that_is_not_told_counts_as_none() -> None:
     assert unbounded({"statement_timeout": "10000", "lock_timeout": "0"}) == list(BOUNDED[1:])
+
+
+@pytest.mark.parametrize("option", ["socket_timeout=900", "socket_connect_timeout=900", "db=1&socket_timeout="])
+def test_a_bus_whose_url_sets_its_own_time_limits_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match="expected a URL without time limits, found socket_"):
+        RedisBus(f"redis://127.0.0.1:1?{option}")
