@@ -244,6 +244,17 @@ def test_every_pair_of_the_table_is_tried() -> None:
     assert len(PAIRS) + len(NOT_BUILT[V.FAIL]) + len(S) == len(S) * len(V)
 
 
+async def test_a_result_is_answered_as_before_also_after_a_cancel_in_the_pause(doors: Doors) -> None:
+    stage = await staged(doors, S.RUNNING, retries=2)
+    first = await stage.finish("FAILED")
+    await cancel(stage)
+
+    again = await stage.finish("FAILED")
+
+    assert (first["status"], again["status"], await stage.state()) == ("WILL_RETRY", "WILL_RETRY", "cancelled")
+    await stage.close()
+
+
 async def test_a_variable_that_cannot_be_read_is_the_callers_fault(doors: Doors) -> None:
     stage = await Stage.open(doors, retries=0)
     body = {"query": SUBMIT, "variables": {"input": {"workflow": "work", "queueTimeout": "soon"}}}
