@@ -323,7 +323,8 @@ INSERT INTO slot (agent_id, no, team_id, offer_id, open, session_no)
 SELECT $1, no, $6, $3, $4, $2 FROM generate_series(1, $5::int) AS no ON CONFLICT DO NOTHING
 """
 _OPEN_SLOTS = """
-UPDATE slot s SET open = $2 AND x.alive AND x.left_at IS NULL AND s.no <= x.slots AND coalesce(x.suspect_until < app_now(), true)
+UPDATE slot s
+SET open = $2 AND x.alive AND x.left_at IS NULL AND s.no <= x.slots AND coalesce(x.suspect_until < app_now(), true)
 FROM agent_session x WHERE x.agent_id = $1 AND s.agent_id = $1
 """
 _LEAVE = """
