@@ -1,6 +1,7 @@
 """The promises about tasks hold after any steps in any order, found by a search that shrinks what breaks them."""
 
 import asyncio
+import os
 import random
 from collections import Counter
 from typing import cast
@@ -16,6 +17,7 @@ from tests.model.machine import LeaseMachine
 from tests.model.world import ModelWorld
 
 EXAMPLES, STEPS = 250, 50
+FIXED = 20_261_124
 
 DEEP = {
     "expire and reclaim",
@@ -45,7 +47,7 @@ DEEP = {
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_the_promises_hold_after_any_steps_in_any_order(world: ModelWorld, store: ObjectStore) -> None:
-    number = random.SystemRandom().randrange(2**32)
+    number = _seed()
     print(f"seed {number}")
 
     class Here(LeaseMachine):
@@ -59,3 +61,9 @@ async def test_the_promises_hold_after_any_steps_in_any_order(world: ModelWorld,
     print(dict(sorted(Here.seen.items())))
     if search.max_examples == EXAMPLES:
         assert DEEP - (+Here.seen).keys() == set()
+
+
+def _seed() -> int:
+    """`MODEL_SEED`, or another one each time; the same one each time where a machine decides what may go in."""
+    given = int(os.environ.get("MODEL_SEED", "0"))
+    return given or (FIXED if "CI" in os.environ else random.SystemRandom().randrange(2**32))
