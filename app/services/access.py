@@ -140,6 +140,10 @@ SYSTEM_VERBS: frozenset[str] = frozenset(
         "FeedService.watch_agent",
         # Whoever holds the key was shown the task that it belongs to.
         "OutputService.preview_url",
+        # Probes and metrics: the state of the process and sums over all teams, no thing of any of them.
+        "HealthService.drain",
+        "HealthService.findings",
+        "MetricsService.measure",
         # Loops, for all teams.
         "BulkService.advance",
         "FeedService.poll",
