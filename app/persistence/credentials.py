@@ -15,6 +15,8 @@ _COLUMNS = (
     "last_used_at, revoked_at"
 )
 
+_STALE = "coalesce(last_used_at < app_now() - interval '1 minute', true)"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewCredential:
@@ -63,7 +65,7 @@ async def known(key_id: str) -> Known | None:
     """One indexed read, also for a key that has ended."""
     rows = await database.rows(
         f"SELECT {_COLUMNS}, secret_hash, coalesce(expires_at <= app_now(), false) AS expired, "
-        "coalesce(last_used_at < app_now() - interval '1 minute', true) AS stale FROM credential WHERE key_id = $1",
+        f"{_STALE} AS stale FROM credential WHERE key_id = $1",
         key_id,
     )
     if not rows:
@@ -74,10 +76,11 @@ async def known(key_id: str) -> Known | None:
 
 
 async def used(credential_ids: Sequence[UUID]) -> None:
-    """Mark these keys as used now; rows that somebody else is marking are left to them."""
+    """Mark these keys as used now, but for those marked in the last minute or by somebody else at this moment."""
     await database.rows(
         "UPDATE credential SET last_used_at = app_now() WHERE id IN ("
-        "SELECT id FROM credential WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED) RETURNING id",
+        f"SELECT id FROM credential WHERE id = ANY($1::uuid[]) AND {_STALE} ORDER BY id FOR UPDATE SKIP LOCKED) "
+        "RETURNING id",
         list(credential_ids),
     )
 
