@@ -13,6 +13,7 @@ from app.persistence import database
 
 _COLUMNS = "id, user_id, user_agent, created_at, seen_at, expires_at, revoked_at"
 _LIVE = "revoked_at IS NULL AND expires_at > app_now()"
+_STALE = "seen_at < app_now() - interval '1 minute'"  # no other table of these statements has the column
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ async def add(user_id: UUID, *, token_hash: str, user_agent: str, life: timedelt
 async def holder(token_hash: str) -> Holder | None:
     """Session, user and memberships in one indexed read; None where the session has ended or never was."""
     rows = await database.rows(
-        "SELECT s.id, s.user_id, s.seen_at < app_now() - interval '1 minute' AS stale, m.team_id, m.role "
+        f"SELECT s.id, s.user_id, {_STALE} AS stale, m.team_id, m.role "
         "FROM session s LEFT JOIN membership m ON m.user_id = s.user_id "
         "WHERE s.token_hash = $1 AND s.revoked_at IS NULL AND s.expires_at > app_now()",
         token_hash,
@@ -52,10 +53,11 @@ async def holder(token_hash: str) -> Holder | None:
 
 
 async def seen(session_ids: Sequence[UUID], life: timedelta) -> None:
-    """Slide these sessions on; rows that somebody else is marking are left to them."""
+    """Slide these sessions on, but for those marked in the last minute or by somebody else at this moment."""
     await database.rows(
         "UPDATE session SET seen_at = app_now(), expires_at = app_now() + $2::interval WHERE id IN (SELECT id "
-        f"FROM session WHERE id = ANY($1::uuid[]) AND {_LIVE} ORDER BY id FOR UPDATE SKIP LOCKED) RETURNING id",
+        f"FROM session WHERE id = ANY($1::uuid[]) AND {_LIVE} AND {_STALE} "
+        "ORDER BY id FOR UPDATE SKIP LOCKED) RETURNING id",
         list(session_ids),
         life,
     )
