@@ -1,6 +1,7 @@
 """A run of people, agents and watchers at once over the services, written down call by call as `history` reads it.
 
 Agents crash, fall silent and repeat themselves; answers are thrown away on purpose; the clock runs fifty times as fast.
+One fault is no chance: the first agent is silent until what it runs is taken from it, and reports only then.
 """
 
 import asyncio
@@ -81,13 +82,15 @@ class Run:
     recorder: Recorder
     tasks: list[UUID] = field(default_factory=list)
     leases: dict[tuple[UUID, UUID], Lease] = field(default_factory=dict)
+    zombie: Lease | None = None  # what the first agent runs while it is silent: nobody cancels that
+    taken_over: bool = False  # a task runs that another lease had been running
     over: bool = False
 
     async def record(self) -> None:
         duties = [asyncio.create_task(work) for work in (self._clock(), *(self._agent(n) for n in range(AGENTS)))]
         watching = [asyncio.create_task(self._people(n)) for n in range(3)]
         await asyncio.gather(*watching)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while await self._left():
                 await asyncio.sleep(PAUSE)
         self.over = True
@@ -115,7 +118,8 @@ class Run:
             watchers.append(asyncio.create_task(self._watch(f"{who} watches", UUID(made))))
             if random.random() < 0.3:
                 some = random.choice(self.tasks)
-                await self.recorder.call("cancel", who, {"task": str(some)}, partial(self._cancel, some))
+                if self.zombie is None or some != self.zombie.task_id:
+                    await self.recorder.call("cancel", who, {"task": str(some)}, partial(self._cancel, some))
             some = random.choice(self.tasks)
             await self.recorder.call("read", who, {"task": str(some)}, partial(self._read, some))
             await asyncio.sleep(random.random() * 2 * PAUSE)
@@ -181,15 +185,12 @@ class Run:
 
     async def _life(self, name: str, by: AgentConnection) -> None:
         working: dict[UUID, asyncio.Task[None]] = {}
-        beats = 0
         while not self.over:
-            beats += 1
-            if random.random() < 0.02 or (name, beats) == (
-                "agent 0",
-                10,
-            ):  # a pause: what it runs goes on, and reports too late
+            if random.random() < 0.02 or self._is_silent(name):  # what it runs goes on, and reports too late
                 called = time.monotonic()
                 await asyncio.sleep(45 / QUICK)
+                while self._is_silent(name):
+                    await asyncio.sleep(PAUSE)
                 self.recorder.note("fault", name, {"kind": "silence"}, called=called)
             try:
                 await self.world.connections.beat(
@@ -215,6 +216,9 @@ class Run:
         if await self._again("acknowledge", name, args, partial(self._acknowledge, by, token)) != "RUNNING":
             return
         began = time.monotonic()
+        self.taken_over = self.taken_over or lease.number > 1
+        if name == "agent 0" and self.zombie is None and not self.taken_over:
+            await self._fall_silent(lease)
         for number in (1, 2):
             await asyncio.sleep(random.random() * 2 * PAUSE)
             if await self._again("report", name, args, partial(self._report, by, token, number)) == "LEASE_LOST":
@@ -223,6 +227,16 @@ class Run:
         error = ("exited_non_zero", "it failed", None) if random.random() < 0.2 else None
         for _ in range(random.choice([1, 1, 2])):  # some say it twice
             await self._again("finish", name, args, partial(self._finish, by, token, error))
+
+    def _is_silent(self, name: str) -> bool:
+        return name == "agent 0" and self.zombie is not None
+
+    async def _fall_silent(self, lease: Lease) -> None:
+        """Until the lease is over for the server."""
+        self.zombie = lease
+        while await self.world.database.fetchval(_RUNS, lease.task_id, lease.number):
+            await asyncio.sleep(PAUSE)
+        self.zombie = None
 
     async def _again(self, op: str, who: str, args: dict[str, Any], work: Callable[[], Awaitable[Any]]) -> Any:
         """Until the answer is heard."""
@@ -249,3 +263,4 @@ def _order(by: AgentConnection, order: Any) -> Lease:
 
 
 _FINAL = "SELECT id, state, event_seq FROM task_state WHERE team_id = $1"
+_RUNS = "SELECT EXISTS (SELECT FROM task_live WHERE task_id = $1 AND lease_no = $2 AND state = 'running')"
