@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from app import children
 from app.agent.config import Timings
 from app.demo.client import Client
@@ -24,6 +26,7 @@ from tests.waiting import until
 ROOT = Path(__file__).parents[2]
 START = 60  # seconds: our own PostgreSQL is made first
 GRACE = 20  # seconds
+END = 60  # seconds until something is said, or a process has ended by itself
 OWN = {"PATH": os.environ.get("PATH", os.defpath), "HOME": os.environ.get("HOME", "/"), "PYTHONPATH": str(ROOT)}
 SECRETS = {"RUNYARD_SECRET_KEY": "secret " * 8, "RUNYARD_PEPPER": "pepper " * 8}
 
@@ -81,9 +84,28 @@ class Program:
         os.kill(self.pid, signal.SIGKILL)
         return await self._running.wait()
 
+    async def ends(self, within: float = END) -> int:
+        """Wait for its own end; returns the exit code, negative for a signal."""
+        await until(lambda: self.returncode is not None, within=within, what=f"{self.name} ends")
+        return int(self.returncode or 0)
+
+    async def says(self, text: str, *, after: int = 0, within: float = END) -> None:
+        """Wait until `text` stands in its log, behind the first `after` characters."""
+        await until(lambda: text in self.log[after:], within=within, what=f"{self.name} says {text!r}")
+
+    def pause(self) -> None:
+        """Stop the process, it alone, where it stands: sockets stay open, and nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after a pause."""
+        os.kill(self.pid, signal.SIGCONT)
+
     async def end(self) -> None:
         """Stop it where it runs; for the end of a test."""
         if self._child is not None:
+            if self.returncode is None:
+                self.resume()  # a stopped process is deaf to SIGTERM
             await self._child.stop(GRACE)
 
     async def _run(self, argv: Sequence[str | Path]) -> None:
@@ -129,6 +151,11 @@ class Replica(Program):
     def client(self, token: str | None = None) -> Client:
         return Client(self.url, token)
 
+    async def get(self, path: str) -> httpx.Response:
+        """The answer to a plain GET, whatever its status."""
+        async with httpx.AsyncClient(timeout=30, trust_env=False) as http:
+            return await http.get(self.url + path)
+
     def _address(self, after: int) -> str:
         for line in self.log[after:].splitlines():
             if line.startswith("{") and (entry := json.loads(line)).get("message") == "serving":
@@ -139,8 +166,18 @@ class Replica(Program):
 class AgentProcess(Program):
     """`runyard-agent run` in a directory of its own, without any setting of a database, Redis or object store."""
 
-    def __init__(self, name: str, directory: Path, url: str, key: str, *, slots: int = 1, scale: float = 0.1) -> None:
-        super().__init__(name, directory, {**OWN, "RUNYARD_AGENT_KEY": key})
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        url: str,
+        key: str,
+        *,
+        slots: int = 1,
+        scale: float = 0.1,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(name, directory, {**OWN, "RUNYARD_AGENT_KEY": key, **(environment or {})})
         self.url = url
         self._settings = {"slots": slots}
         self._timings = {**_CALM, "scale": scale}
@@ -228,9 +265,20 @@ class World:
         self.programs.append(replica)
         return replica
 
-    def agent(self, name: str, replica: Replica, team: Team, *, slots: int = 1, scale: float = 0.1) -> AgentProcess:
-        """An agent of this team, not started yet."""
-        agent = AgentProcess(name, self.directory / name, replica.url, team.agent_key, slots=slots, scale=scale)
+    def agent(
+        self,
+        name: str,
+        server: Replica | str,
+        team: Team,
+        *,
+        slots: int = 1,
+        scale: float = 0.1,
+        environment: Mapping[str, str] | None = None,
+    ) -> AgentProcess:
+        """An agent of this team, not started yet; `server` may be the address of what stands before the replicas."""
+        url = server if isinstance(server, str) else server.url
+        key = team.agent_key
+        agent = AgentProcess(name, self.directory / name, url, key, slots=slots, scale=scale, environment=environment)
         self.programs.append(agent)
         return agent
 
