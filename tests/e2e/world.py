@@ -221,10 +221,12 @@ class Team:
     integration_key: str
     agent_key: str
 
-    async def add_workflow(self, url: str, slug: str, *, parameters: Sequence[Mapping[str, Any]] = ()) -> None:
-        """A workflow that runs the agent's command of its own name."""
-        definition = {"command": slug}
-        wish = {"teamId": self.id, "slug": slug, "runtime": "COMMAND", "definition": definition}
+    async def add_workflow(
+        self, url: str, slug: str, *, command: str = "", parameters: Sequence[Mapping[str, Any]] = (), **more: Any
+    ) -> None:
+        """A workflow that runs the agent's command of its own name or of another; `more` of the mutation's input."""
+        definition = {"command": command or slug}
+        wish = {"teamId": self.id, "slug": slug, "runtime": "COMMAND", "definition": definition, **more}
         await Client(url, self.owner).change(CREATE_WORKFLOW, **wish, parameters=list(parameters))
 
 
