@@ -97,6 +97,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object a line.")
+    failpoint: str = Field("", description="For tests of faults: `POINT:ACTION[@N]` as in `app/failpoints.py`.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from asyncpg import PostgresError
 
+from app import failpoints
 from app.domain.errors import StorageUnavailable, Unavailable
 from app.events.bus import RedisBus
 from app.loops.runner import Loop
@@ -110,6 +111,7 @@ async def print_link(settings: Settings, email: str) -> None:
 @asynccontextmanager
 async def open_app(settings: Settings, *, clock: Clock = utc_now) -> AsyncIterator[App]:
     """An App whose dependencies answer; raises `CannotOpen` that names the one that does not."""
+    _arm(settings)
     async with AsyncExitStack() as stack:
         broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         url = await _database_url(stack, settings, broken)
@@ -125,6 +127,13 @@ async def open_app(settings: Settings, *, clock: Clock = utc_now) -> AsyncIterat
             agent_keys=_keys(settings, "agent connections"),
             broken=broken,
         )
+
+
+def _arm(settings: Settings) -> None:
+    try:
+        failpoints.arm(settings.failpoint)
+    except ValueError as wrong:
+        raise CannotOpen(f"failpoint: {wrong}") from None
 
 
 async def _services(

@@ -34,6 +34,7 @@ from tortoise.context import TortoiseContext, get_current_context, set_global_co
 from tortoise.migrations.executor import MigrationExecutor
 from tortoise.transactions import in_transaction
 
+from app import failpoints
 from app.domain.errors import Unavailable
 from app.persistence.batching import BatchedHot
 from app.persistence.bounds import check_bounds
@@ -128,8 +129,10 @@ class Database:
                 token = inside_transaction.set(True)
                 try:
                     yield connection
+                    await failpoints.reached("transaction.before_commit")
                 finally:
                     inside_transaction.reset(token)
+            await failpoints.reached("transaction.after_commit")
 
 
 @asynccontextmanager
@@ -140,8 +143,10 @@ async def transaction() -> AsyncIterator[None]:
             token = inside_transaction.set(True)
             try:
                 yield
+                await failpoints.reached("transaction.before_commit")
             finally:
                 inside_transaction.reset(token)
+        await failpoints.reached("transaction.after_commit")
 
 
 async def rows(sql: str, *args: Any) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from uuid import UUID
 
 import asyncpg
 
+from app import failpoints
 from app.domain.events import Event, EventKind
 from app.domain.lease import Lease
 from app.domain.task import LEASED, TaskState, Verb, after, sources
@@ -96,6 +97,18 @@ class Hot:
             async with self._pool.acquire(timeout=COMMAND) as connection:
                 return await connection.fetch(sql, *args)
 
+    async def _run(self, name: str, *args: Any) -> list[Record]:
+        """Every row of the hot statement `name`, which is one commit."""
+        if not failpoints.watches(name):
+            return await self.fetch(statement(name), *args)
+        with translated():
+            async with self._pool.acquire(timeout=COMMAND) as connection:
+                async with connection.transaction():
+                    rows: list[Record] = await connection.fetch(statement(name), *args)
+                    await failpoints.reached(f"{name}.before_commit")
+                await failpoints.reached(f"{name}.after_commit")
+                return rows
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
         """A connection of the hot pool in a transaction, for what takes several statements (a connect)."""
@@ -117,8 +130,8 @@ class Hot:
     async def place(self, items: Sequence[Planned]) -> list[Placed]:
         """Give planned slots to planned tasks; those that no longer hold are left out."""
         plan = list({item.task_id: item for item in {(i.agent_id, i.slot_no): i for i in items}.values()}.values())
-        rows = await self.fetch(
-            statement("place"),
+        rows = await self._run(
+            "place",
             range(len(plan)),
             [item.task_id for item in plan],
             [item.lane_id for item in plan],
@@ -142,7 +155,7 @@ class Hot:
 
     async def hold(self, task_ids: Sequence[UUID]) -> list[tuple[UUID, UUID, Event]]:
         """pending/provisioning -> waiting for what no pass could place; (team, task, event) of those that moved."""
-        rows = await self.fetch(statement("hold"), list(task_ids), sources(Verb.HOLD))
+        rows = await self._run("hold", list(task_ids), sources(Verb.HOLD))
         return [(row["team_id"], row["task_id"], _status(row, "event_seq")) for row in rows]
 
     async def acknowledge(self, items: Sequence[Fenced]) -> list[Acknowledged]:
@@ -169,7 +182,7 @@ class Hot:
         """
         ids = list(dict.fromkeys(task_ids))
         leaving = [state for state in sources(Verb.CANCEL) if states is None or state in states]
-        rows = await self.fetch(statement("cancel"), ids, team_id, leaving, reason)
+        rows = await self._run("cancel", ids, team_id, leaving, reason)
         done = {r["task_id"]: Cancelled(r["task_id"], _CANCELLED, _status(r, "seq"), r["agent_id"]) for r in rows}
         if missing := [task_id for task_id in ids if task_id not in done]:
             ended = await self.fetch(_ENDED, missing, team_id)
@@ -186,13 +199,13 @@ class Hot:
         for agent, session, age in items:
             newest[agent, session] = min(age, newest.get((agent, session), age))
         agents, sessions = [agent for agent, _ in newest], [session for _, session in newest]
-        rows = await self.fetch(statement("beat"), agents, sessions, list(newest.values()))
+        rows = await self._run("beat", agents, sessions, list(newest.values()))
         alive = {(row["agent_id"], row["session_no"]) for row in rows}
         return [(agent, session) in alive for agent, session, _ in items]
 
     async def due(self, *, limit: int = 500) -> list[Due]:
         """Bring back tasks whose pause is over, and fail those whose queue timeout has passed. By any replica."""
-        rows = await self.fetch(statement("due"), limit, sources(Verb.EXPIRE), PUT_OFF)
+        rows = await self._run("due", limit, sources(Verb.EXPIRE), PUT_OFF)
         return [
             Due(r["team_id"], r["task_id"], r["lane_id"], TaskState.FAILED, _status(r, "seq"))
             if r["verdict"] == "expire"
@@ -216,7 +229,7 @@ class Hot:
 
     async def _submit(self, items: Sequence[tuple[int, NewTask]], results: dict[int, SubmitResult]) -> None:
         lanes = await self._lanes_of([item for _, item in items])
-        rows = await self.fetch(statement("submit"), *_columns([(n, *fields(item, lanes)) for n, item in items], 19))
+        rows = await self._run("submit", *_columns([(n, *fields(item, lanes)) for n, item in items], 19))
         by_number = dict(items)
         for row in rows:
             item = by_number[row["n"]]
@@ -251,7 +264,7 @@ class Hot:
         return {lane: self._lanes[lane] for lane in wanted}
 
     async def _acknowledge(self, items: Sequence[Fenced]) -> list[Acknowledged]:
-        rows = await self.fetch(statement("acknowledge"), *_fences(items), sources(Verb.ACKNOWLEDGE), _RUNNING)
+        rows = await self._run("acknowledge", *_fences(items), sources(Verb.ACKNOWLEDGE), _RUNNING)
         return [
             Acknowledged(Fence.LEASE_LOST)
             if not row["held"]
@@ -263,8 +276,8 @@ class Hot:
 
     async def _report(self, items: Sequence[Report]) -> list[Reported]:
         reports = Reports(items)
-        rows = await self.fetch(
-            statement("report"),
+        rows = await self._run(
+            "report",
             *_fences(items),
             *reports.columns(),
             LOG_LIMIT,
@@ -276,8 +289,8 @@ class Hot:
 
     async def _finish(self, items: Sequence[Finish]) -> list[Finished]:
         reports = Reports(items)
-        rows = await self.fetch(
-            statement("finish"),
+        rows = await self._run(
+            "finish",
             *_fences(items),
             *reports.columns(),
             [None if item.error is None else encode_json(item.error) for item in items],
@@ -299,8 +312,8 @@ class Hot:
         return results
 
     async def _release(self, leases: Sequence[Lease]) -> list[bool]:
-        rows = await self.fetch(
-            statement("release"),
+        rows = await self._run(
+            "release",
             *_columns([(n, x.task_id, x.number, x.agent_id) for n, x in enumerate(leases)], 4),
             _LEASED,
         )

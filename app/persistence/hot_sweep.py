@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
+from app import failpoints
 from app.domain.events import Event, EventKind
 from app.domain.lease import Lease
 from app.domain.task import LEASED, TaskState
@@ -38,7 +39,10 @@ async def sweep(pool: Pool, timings: Timings, *, limit: int) -> list[Reclaimed]:
         if not suspects:
             return []
         async with connection.transaction():
-            return await _end(connection, timings, suspects)
+            reclaimed = await _end(connection, timings, suspects)
+            await failpoints.reached("sweep.before_commit")
+        await failpoints.reached("sweep.after_commit")
+        return reclaimed
 
 
 async def reclaim_leases(pool: Pool, timings: Timings, leases: Sequence[Lease], *, cause: str) -> list[Reclaimed]:
@@ -89,6 +93,7 @@ async def _end(connection: Connection, timings: Timings, suspects: list[UUID]) -
     sessions = await connection.fetch(statement("lock_sessions"), suspects, timings.lease)
     silent = {row["agent_id"] for row in sessions if row["silent"]}
     slots = await connection.fetch(statement("lock_slots"), suspects, timings.acknowledge, timings.overrun)
+    await failpoints.reached("sweep.between")
     endings = [
         (slot["agent_id"], slot["no"], slot["task_id"], slot["lease_no"], cause)
         for slot in slots

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import orjson
 
+from app import failpoints
 from app.domain.events import (
     Batch,
     EventKind,
@@ -32,6 +33,7 @@ class FeedPublisher:
 
     def task_changed(self, team_id: UUID, task_id: UUID, batch: Batch) -> None:
         """Tell what one commit added to a task."""
+        failpoints.passed("hint.before")
         self._bus.publish(task_channel(team_id, task_id), encode_batch(batch))
         if batch.events is None or any(event.kind is EventKind.STATUS for event in batch.events):
             self.task_listed(team_id, task_id, batch)
