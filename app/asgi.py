@@ -1,6 +1,9 @@
 """Routes over an already open App: no lifespan, no decisions."""
 
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -22,9 +25,10 @@ from app.wiring import App
 
 GRAPHQL = "/graphql"
 AGENTS = "/agent/graphql"
+AGENTS_LEAVE = 2.0  # seconds that agents have to obey the order to connect elsewhere
 
 
-def create_asgi(app: App) -> ASGIApp:
+def create_asgi(app: App) -> "Surface":
     """The whole HTTP and WebSocket surface of one process."""
     settings, services = app.settings, app.services
     site = Site(settings.public_url)
@@ -48,15 +52,27 @@ def create_asgi(app: App) -> ASGIApp:
         keys=app.agent_keys,
         limits=replace(AGENT_LIMITS, deadline=settings.seconds("operation")),
     )
-    return _Doors({GRAPHQL: _PageOr(graphql), AGENTS: agents}, Starlette(routes=routes))
+    return Surface(
+        {GRAPHQL: _PageOr(graphql), AGENTS: agents},
+        Starlette(routes=routes),
+        # Agents were given orders to leave: their sockets are closed here only where they do not.
+        drains=(partial(graphql.drain, grace=0), partial(agents.drain, grace=AGENTS_LEAVE)),
+    )
 
 
-class _Doors:
+class Surface:
     """The two GraphQL endpoints by their exact paths, for HTTP and WebSocket alike; everything else is routed."""
 
-    def __init__(self, doors: dict[str, ASGIApp], rest: ASGIApp) -> None:
+    def __init__(
+        self, doors: dict[str, ASGIApp], rest: ASGIApp, *, drains: Sequence[Callable[[], Awaitable[None]]]
+    ) -> None:
         self._doors = doors
         self._rest = rest
+        self._drains = drains
+
+    async def drain(self) -> None:
+        """Send every socket elsewhere; returns once they are closed, or have had their time."""
+        await asyncio.gather(*(drain() for drain in self._drains))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._doors.get(scope["path"], self._rest)(scope, receive, send)

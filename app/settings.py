@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     )
     signed_url: float = Field(900.0, ge=1, description="Signed links of files live so long.")
     session: float = Field(14 * 86400.0, ge=60, description="A session without use ends after this.")
+    linger: float = Field(
+        0.0, ge=0, le=4, description="A stopping server still accepts for so long: proxies see `/readyz` turn red."
+    )
     operation: float = Field(10.0, gt=0, description="A GraphQL operation takes at most so long.")
 
     # Sizes.

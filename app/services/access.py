@@ -142,6 +142,8 @@ SYSTEM_VERBS: frozenset[str] = frozenset(
         "OutputService.preview_url",
         # Probes and metrics: the state of the process and sums over all teams, no thing of any of them.
         "HealthService.drain",
+        "ConnectionService.drain",
+        "FeedService.look_again",
         "HealthService.findings",
         "MetricsService.measure",
         # Loops, for all teams.

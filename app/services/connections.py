@@ -14,10 +14,11 @@ there; a connection is sent what it has not been told yet. Invariants:
 
 import hmac
 import logging
+import random
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -36,6 +37,7 @@ from app.persistence.hot import Fenced, Finish, Reclaimed
 from app.persistence.placement import Order, PlacementReads, Standing
 from app.persistence.sessions import Hello, KnownAgent, NameKnown, Taken
 from app.services.access import AgentIdentity
+from app.services.departure import spread
 from app.services.dispatch import AgentConnection
 from app.services.feed import FeedService
 from app.services.feed_publisher import FeedPublisher
@@ -45,6 +47,7 @@ from app.services.workflows import WorkflowService
 
 log = logging.getLogger(__name__)
 
+LONGEST_SPREAD = 20.0  # seconds; with their pause agents are back before a lease of 30 s ends
 COMPARE_EVERY = 30.0  # seconds between two looks at what an agent holds that says nothing surprising
 
 
@@ -100,7 +103,14 @@ class Drain:
     """Finish what runs, then exit."""
 
 
-AgentOrder = Assign | Cancel | Pause | Resume | Drain
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """Close this connection and open another after so many seconds."""
+
+    after: float
+
+
+AgentOrder = Assign | Cancel | Pause | Resume | Drain | Reconnect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +160,13 @@ class ConnectionService:
         self._replica = replica
         self._times = times
         self._known: dict[UUID, _Known] = {}
+        self._listening = 0  # connections that follow their orders
+        self._spread: float | None = None  # seconds, once this process is leaving
+
+    def drain(self) -> None:
+        """Order every agent that is connected here, or comes yet, to connect elsewhere, after a pause of its own."""
+        self._spread = spread(self._listening, most=LONGEST_SPREAD)
+        self._feed.look_again()
 
     async def connect(self, identity: AgentIdentity, introduction: Introduction) -> Welcome:
         """Begin a session of the agent with this name; idempotent for an instance.
@@ -191,12 +208,15 @@ class ConnectionService:
     async def orders(self, agent: AgentConnection) -> AsyncGenerator[list[AgentOrder], None]:
         """What the agent has not been told on this connection, at once and whenever it changes, for ever.
 
-        Raises `LeaseLost` once another connection has taken over.
+        Ends with `Reconnect` when this process drains. Raises `LeaseLost` once another connection has taken over.
         """
         told: set[tuple[UUID, int, bool]] = set()
         pause: str | None = None
-        async with aclosing(self._feed.watch_agent(agent.team_id, agent.agent_id)) as looks:
+        async with self._counted(), aclosing(self._feed.watch_agent(agent.team_id, agent.agent_id)) as looks:
             async for _ in looks:
+                if self._spread is not None:
+                    yield [Reconnect(after=random.uniform(0, self._spread))]
+                    return
                 standing = await self._read(agent)
                 fresh = [order for order in standing.orders if _state(order) not in told]
                 batch: list[AgentOrder] = [] if standing.pause == pause else [_rest(standing)]
@@ -224,6 +244,14 @@ class ConnectionService:
         if known is not None and known.session_no == agent.session_no:
             del self._known[agent.agent_id]
         await sessions.leave(self._database, agent.agent_id, agent.session_no)
+
+    @asynccontextmanager
+    async def _counted(self) -> AsyncIterator[None]:
+        self._listening += 1
+        try:
+            yield
+        finally:
+            self._listening -= 1
 
     async def _compare(self, agent: AgentConnection, holding: Sequence[str], known: _Known, now: float) -> list[str]:
         orders = (await self._read(agent)).orders

@@ -218,6 +218,12 @@ class FeedService:
                 async for _ in looks:
                     yield
 
+    def look_again(self) -> None:
+        """Have every agent's connection of this process look at its slots now."""
+        for readers in self._agents.values():
+            for reader in readers:
+                reader.receive(b"")
+
     async def watch_operation(self, viewer: Viewer, team_id: UUID, operation_id: UUID) -> AsyncGenerator[None, None]:
         """When to read a bulk operation of the team again: now, after each hint, and where a poll found it further."""
         reader = HintReader[Any](look_hint, tick=self._times.tick, on_loss=self._polls.kick)

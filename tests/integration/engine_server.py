@@ -33,6 +33,8 @@ class Witness:
     left: int = 0
     revoked: bool = False
     away: bool = False
+    gate: asyncio.Event = field(default_factory=asyncio.Event)  # what `gated` waits for
+    waiting: int = 0  # for it
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,13 @@ class Query:
     @strawberry.field
     def refused(self) -> str | None:
         raise Forbidden("this is not for you", path=("door",))
+
+    @strawberry.field
+    async def gated(self, info: Info) -> str:
+        witness: Witness = info.context.witness
+        witness.waiting += 1
+        await witness.gate.wait()
+        return "through"
 
     @strawberry.field
     async def slow(self) -> str | None:
@@ -204,6 +213,7 @@ class Server:
 
     address: str  # host:port
     witness: Witness
+    endpoint: Endpoint
 
     @property
     def url(self) -> str:
@@ -221,8 +231,9 @@ class Server:
 async def serving(limits: Limits | None = None, **changes: Any) -> AsyncIterator[Server]:
     """The small schema on a port of its own, until the block ends."""
     door = replace(Door(), limits=limits or Limits(), **changes)
-    async with listening(Endpoint(SCHEMA._schema, door)) as address:
-        yield Server(address, door.witness)
+    endpoint = Endpoint(SCHEMA._schema, door)
+    async with listening(endpoint) as address:
+        yield Server(address, door.witness, endpoint)
 
 
 @asynccontextmanager

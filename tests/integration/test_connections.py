@@ -13,7 +13,7 @@ from app.domain.file import RawFile
 from app.domain.lease import Lease, mint, read
 from app.persistence import database
 from app.services import connections as module
-from app.services.connections import Assign, Cancel, Drain, Pause, Resume, Welcome
+from app.services.connections import Assign, Cancel, Drain, Pause, Reconnect, Resume, Welcome
 from app.services.dispatch import AgentResult
 from app.services.tasks import TaskRecord
 from tests.integration.task_log import Watch
@@ -495,3 +495,35 @@ async def test_a_token_of_the_older_server_key_is_known(world: World) -> None:
     older = mint(read(order.token, KEYS), KEYS[1])
 
     assert await world.connections.beat(welcome.connection, [older]) == []
+
+
+# -- a process that drains
+
+
+async def test_a_draining_process_orders_its_agents_to_connect_elsewhere(world: World) -> None:
+    before = listen(world, await world.connect())
+    await until(lambda: bool(world.connections._listening))
+
+    world.connections.drain()
+    await until(lambda: bool(before.frames))
+    after = listen(world, await world.connect("later"))
+    await until(lambda: bool(after.frames))
+
+    assert [type(order) for order in told(before) + told(after)] == [Reconnect, Reconnect]
+    assert all(order.after <= 1 / 500 for order in told(before))
+    await before.close()
+    await after.close()
+
+
+async def test_an_agent_that_is_sent_elsewhere_keeps_its_lease(world: World) -> None:
+    welcome = await world.connect()
+    order = await running(world, welcome)
+
+    world.connections.drain()
+    watch = listen(world, welcome)
+    await until(lambda: bool(watch.frames))
+    await watch.close()
+    await world.connections.leave(welcome.connection)
+
+    assert await state(world, order) == "running"
+    assert await slots(welcome) == [(1, True)]

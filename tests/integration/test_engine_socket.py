@@ -330,3 +330,58 @@ async def test_a_reader_that_is_stuck_is_closed_with_1013() -> None:
         await asyncio.sleep(0.5)  # longer than the send timeout, without reading
 
         assert await closed(stuck) == (1013, "the client takes no messages")
+
+
+# -- a process that drains
+
+
+async def test_a_draining_socket_answers_what_it_has_begun_and_closes_with_1012() -> None:
+    async with serving() as server, ready(server) as socket:
+        await subscribe(socket, "1", "subscription { waits }")
+        await hear(socket)
+        await subscribe(socket, "2", "{ gated }")
+        await until(lambda: server.witness.waiting == 1)
+
+        draining = asyncio.create_task(server.endpoint.drain(grace=0))
+        await asyncio.sleep(0)
+        server.witness.gate.set()
+
+        assert (await hear(socket))["payload"] == {"data": {"gated": "through"}}
+        assert (await hear(socket)) == {"id": "2", "type": "complete"}
+        assert await closed(socket) == (1012, "this server is stopping: connect again")
+        await draining
+        assert server.witness.closed == server.witness.opened == 1
+
+
+async def test_a_draining_socket_begins_nothing_new() -> None:
+    async with serving() as server, ready(server) as socket:
+        await subscribe(socket, "1", "{ gated }")
+        await until(lambda: server.witness.waiting == 1)
+        draining = asyncio.create_task(server.endpoint.drain(grace=0))
+        await until(lambda: all(each._leaving.is_set() for each in server.endpoint._socket._open))
+
+        await subscribe(socket, "2", "{ gated }")
+        server.witness.gate.set()
+
+        assert [(await hear(socket))["id"] for _ in range(2)] == ["1", "1"]
+        assert (await closed(socket))[0] == 1012
+        await draining
+        assert server.witness.waiting == 1
+
+
+async def test_a_socket_that_comes_while_a_process_drains_is_sent_on() -> None:
+    async with serving() as server:
+        await server.endpoint.drain(grace=0)
+
+        async with ready(server) as socket:
+            assert (await closed(socket))[0] == 1012
+
+
+async def test_draining_waits_no_longer_than_for_the_last_socket() -> None:
+    async with serving() as server, ready(server) as socket:
+        draining = asyncio.create_task(server.endpoint.drain(grace=60))
+        await asyncio.sleep(0)
+
+        await socket.close()
+
+        await asyncio.wait_for(draining, 30)

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from app.interfaces.agents.context import Info
-from app.services.connections import AgentOrder, Assign, Cancel, Pause
+from app.services.connections import AgentOrder, Assign, Cancel, Pause, Reconnect
 from app.services.uploads import TaskInput
 
 
@@ -25,6 +25,8 @@ def _order(order: AgentOrder) -> dict[str, Any]:
             return {"__typename": "Cancel", "token": token, "grace": grace}
         case Pause(note=note):
             return {"__typename": "Pause", "note": note}
+        case Reconnect(after=after):
+            return {"__typename": "Reconnect", "after": after}
         case _:
             return {"__typename": type(order).__name__, "ok": True}
 

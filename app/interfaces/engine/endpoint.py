@@ -26,6 +26,10 @@ class Endpoint:
         self._http = HttpEndpoint(engine, interface)
         self._socket = SocketEndpoint(engine, interface)
 
+    async def drain(self, *, grace: float) -> None:
+        """Send every socket elsewhere, none before `grace` seconds; returns once they are closed, or time is up."""
+        await self._socket.drain(grace=grace)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await self._socket(scope, receive, send)

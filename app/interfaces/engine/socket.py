@@ -1,16 +1,18 @@
 """One WebSocket: reads messages, runs operations, and writes frames without ever letting one client hold up another.
 
 Frames go through one bounded outbox. A subscription that finds it full ends with RESYNC and its source is closed at
-once; a client that takes nothing for the send timeout is closed with 1013. Whatever ends the socket, every generator
-is closed before the endpoint returns. Who the client is, is asked again every few seconds: an identity that has ended
+once; a client that takes nothing for the send timeout is closed with 1013. A process that drains begins nothing new on
+a socket, lets queries and mutations end, and closes with 1012. Whatever ends the socket, every generator is closed
+before the endpoint returns. Who the client is, is asked again every few seconds: an identity that has ended
 closes with 4403.
 """
 
 import asyncio
 import logging
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from app import logs
@@ -37,6 +39,7 @@ from app.interfaces.engine.protocol import (
 )
 from app.interfaces.engine.request import Credentials
 from app.interfaces.engine.wire import FAIL
+from app.services.departure import spread
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +47,11 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 TOO_BIG = 1009
+RESTARTING = 1012
 TRY_AGAIN = 1013
 MAX_REASON = 120  # bytes of a close frame's reason
+LONGEST_SPREAD = 6.0  # seconds over which sockets are sent away
+FINISH = 3.0  # seconds that operations of a leaving socket get to end, and as long for its last frames
 
 
 class SocketEndpoint:
@@ -54,6 +60,28 @@ class SocketEndpoint:
     def __init__(self, engine: Engine, interface: Interface) -> None:
         self._engine = engine
         self._interface = interface
+        self._open: set[_Socket] = set()
+        self._empty = asyncio.Event()
+        self._draining = False
+
+    async def drain(self, *, grace: float) -> None:
+        """Send every client elsewhere, at moments spread over N / 500 s that begin after `grace` seconds.
+
+        Returns once all sockets are closed, at the latest when each has had its time.
+        """
+        self._draining = True
+        last = spread(len(self._open), most=LONGEST_SPREAD)
+        leaving = [asyncio.create_task(_leave(socket, grace + random.uniform(0, last))) for socket in self._open]
+        try:
+            async with asyncio.timeout(grace + last + 2 * FINISH):
+                while self._open:
+                    self._empty.clear()
+                    await self._empty.wait()
+        except TimeoutError:
+            log.warning("%s sockets are still open", len(self._open))
+        finally:
+            for each in leaving:
+                each.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (await receive())["type"] != "websocket.connect":
@@ -63,7 +91,23 @@ class SocketEndpoint:
             await send({"type": "websocket.close", "code": NOT_ACCEPTABLE, "reason": f"expected {SUBPROTOCOL}"})
             return
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
-        await _Socket(self._engine, self._interface, scope, receive, send).run()
+        await self._run(_Socket(self._engine, self._interface, scope, receive, send))
+
+    async def _run(self, socket: "_Socket") -> None:
+        self._open.add(socket)
+        if self._draining:
+            socket.leave()
+        try:
+            await socket.run()
+        finally:
+            self._open.discard(socket)
+            if not self._open:
+                self._empty.set()
+
+
+async def _leave(socket: "_Socket", after: float) -> None:
+    await asyncio.sleep(after)
+    socket.leave()
 
 
 class Ended(Exception):
@@ -86,6 +130,8 @@ class Outbox:
         self._filled = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
+        self._written = asyncio.Event()
+        self._written.set()
 
     @property
     def full(self) -> bool:
@@ -95,6 +141,7 @@ class Outbox:
         """Send `frame` after those before it."""
         self._frames.append(frame)
         self._size += len(frame)
+        self._written.clear()
         self._filled.set()
         if self.full:
             self._drained.clear()
@@ -102,6 +149,10 @@ class Outbox:
     async def room(self) -> None:
         """Wait until the outbox is no longer full."""
         await self._drained.wait()
+
+    async def written(self) -> None:
+        """Wait until every frame has been given to the connection."""
+        await self._written.wait()
 
     async def write(self) -> None:
         """Write frames for ever; raises `Ended` where the client takes nothing for the send timeout."""
@@ -114,6 +165,7 @@ class Outbox:
                 if not self.full:
                     self._drained.set()
             self._filled.clear()
+            self._written.set()
 
     async def _write_one(self, frame: str) -> None:
         try:
@@ -139,6 +191,12 @@ class _Socket:
         self._caller: Any = None
         self._running: dict[str, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
+        self._executing: set[asyncio.Task[None]] = set()  # those of the running ones that are no streams
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        """Begin nothing more; close once what was begun has been answered."""
+        self._leaving.set()
 
     async def run(self) -> None:
         """Serve until either side ends it."""
@@ -192,11 +250,12 @@ class _Socket:
         return credentials
 
     async def _serve(self, credentials: Credentials) -> None:
-        """Read, write and look again, until the first of the three ends."""
+        """Read, write, look again and be ready to leave, until the first of the four ends."""
         parts = {
             asyncio.create_task(self._read()),
             asyncio.create_task(self._outbox.write()),
             asyncio.create_task(self._recheck(credentials)),
+            asyncio.create_task(self._depart()),
         }
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -249,7 +308,18 @@ class _Socket:
             except Exception as error:
                 unexpected(error, request_id=self._exchange.request_id)
 
+    async def _depart(self) -> None:
+        await self._leaving.wait()
+        if self._executing:
+            await asyncio.wait(self._executing, timeout=FINISH)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FINISH):
+                await self._outbox.written()
+        raise Ended(RESTARTING, "this server is stopping: connect again")
+
     def _begin(self, asked: Subscribe) -> None:
+        if self._leaving.is_set():
+            return  # the close tells the client that nothing has begun
         id = asked.id
         if len(self._running) >= self._limits.operations:
             self._connection.ended(id)
@@ -258,10 +328,12 @@ class _Socket:
             return
         task = asyncio.create_task(self._run(asked))
         self._running[id] = task
+        self._executing.add(task)
         task.add_done_callback(lambda done: self._over(id, done))
 
     def _over(self, id: str, task: asyncio.Task[None]) -> None:
         self._ending.discard(task)
+        self._executing.discard(task)
         if self._running.get(id) is task:
             del self._running[id]
             self._connection.ended(id)
@@ -296,6 +368,7 @@ class _Socket:
         self._outbox.put(next_frame(id, answer.payload))
 
     async def _stream(self, id: str, operation: Operation) -> None:
+        self._executing.discard(self._running[id])
         async with aclosing(self._engine.stream(operation, self._context)) as results:
             async for payload in results:
                 if self._outbox.full:
