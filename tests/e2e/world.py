@@ -175,11 +175,12 @@ class AgentProcess(Program):
         *,
         slots: int = 1,
         scale: float = 0.1,
+        labels: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(name, directory, {**OWN, "RUNYARD_AGENT_KEY": key, **(environment or {})})
         self.url = url
-        self._settings = {"slots": slots}
+        self._settings = {"slots": json.dumps(slots), "labels": json.dumps(list(labels))}
         self._timings = {**_CALM, "scale": scale}
         self._programs: list[str] = []
         forbidden = re.compile(r"DATABASE|REDIS|VALKEY|S3|AWS|PG[A-Z]+|SECRET|PEPPER")
