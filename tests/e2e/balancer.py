@@ -24,6 +24,8 @@ class Balancer:
         self._links.add(task)
         try:
             await self._serve(reader, writer)
+        except asyncio.CancelledError:  # by `end`: the server's own callback would report it as a failure
+            writer.close()
         finally:
             self._links.discard(task)
 

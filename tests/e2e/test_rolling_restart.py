@@ -75,7 +75,8 @@ class Load:
         """One task to its end, over as many connections as it takes."""
         while not watch.ended:
             try:
-                self.broken += not await watch.follow(self.client)
+                whole = await watch.follow(self.client)
+                self.broken += not whole
             except (OSError, InvalidHandshake):
                 self.broken += 1
                 await asyncio.sleep(0.1)
