@@ -183,7 +183,8 @@ class BatchedHot:
         return await self._hot.place(plan)
 
     async def hold(self, task_ids: Sequence[UUID]) -> list[tuple[UUID, UUID, Event]]:
-        return await self._hot.hold(task_ids)
+        # Not those that a pool is starting an agent for: they wait for it, and their launch says until when.
+        return await self._hot.hold(task_ids, states=(TaskState.PENDING,))
 
     async def cancel(
         self, team_id: UUID, task_ids: Sequence[UUID], *, reason: str, states: Collection[TaskState] | None = None

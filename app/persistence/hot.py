@@ -153,9 +153,11 @@ class Hot:
             for r in rows
         ]
 
-    async def hold(self, task_ids: Sequence[UUID]) -> list[tuple[UUID, UUID, Event]]:
-        """pending/provisioning -> waiting for what no pass could place; (team, task, event) of those that moved."""
-        rows = await self._run("hold", list(task_ids), sources(Verb.HOLD))
+    async def hold(
+        self, task_ids: Sequence[UUID], *, states: Collection[TaskState] = sources(Verb.HOLD)
+    ) -> list[tuple[UUID, UUID, Event]]:
+        """Back to waiting, from one of `states`; (team, task, event) of those that moved."""
+        rows = await self._run("hold", list(task_ids), [*states])
         return [(row["team_id"], row["task_id"], _status(row, "event_seq")) for row in rows]
 
     async def acknowledge(self, items: Sequence[Fenced]) -> list[Acknowledged]:
