@@ -76,6 +76,7 @@ class ModelWorld:
     credentials: CredentialService
     workflows: WorkflowService
     placement: PlacementReads
+    publisher: FeedPublisher
 
     async def fresh(self) -> tuple[Team, Team]:
         """Forget the present and the moved clock; two new teams."""
@@ -188,6 +189,7 @@ async def _wired(
         credentials=credentials,
         workflows=workflows,
         placement=placement,
+        publisher=publisher,
     )
 
 
