@@ -16,7 +16,7 @@ from typing import Any
 
 import uvloop
 
-from app import __version__, logs, process, settings, wiring
+from app import __version__, logs, process, settings, wiring, workers
 from app.demo.demo import DemoFailed, demo
 from app.domain.errors import DomainError
 from app.interfaces.graphql import sdl
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments) or 0)
     except WrongSetting as wrong:
         return _say(f"runyard: {wrong}", 2)
-    except (DemoFailed, DomainError, wiring.CannotOpen) as failed:
+    except (DemoFailed, DomainError, wiring.CannotOpen, workers.WorkerFailed) as failed:
         return _say(f"runyard: {failed}", 1)
     except KeyboardInterrupt:
         return 130
@@ -60,7 +60,8 @@ def _with_settings(parser: argparse.ArgumentParser, run: Any) -> argparse.Argume
 
 
 def _serve(given: argparse.Namespace) -> int:
-    return _run(_load(given), process.serve)
+    chosen = _load(given)
+    return _run(chosen, process.serve if chosen.workers == 1 else workers.serve)
 
 
 def _demo(given: argparse.Namespace) -> int:

@@ -35,7 +35,8 @@ def create_asgi(app: App) -> "Surface":
     authentication = Authentication(by_session=services.accounts.authenticate, by_key=services.credentials.authenticate)
     routes: list[BaseRoute] = [*health_routes(services.health), *pages.routes]
     routes += metrics_routes(services.metrics, token=settings.metrics_token.get_secret_value())
-    routes += log_routes(services.tasks, authentication, cookie_name=site.cookie_name)
+    if "api" in settings.roles:
+        routes += log_routes(services.tasks, authentication, cookie_name=site.cookie_name)
     if app.files is not None:
         routes += file_routes(app.files, origins=sorted(settings.origins))
     graphql = graphql_endpoint(
@@ -52,8 +53,13 @@ def create_asgi(app: App) -> "Surface":
         keys=app.agent_keys,
         limits=replace(AGENT_LIMITS, deadline=settings.seconds("operation")),
     )
+    doors: dict[str, ASGIApp] = {}
+    if "api" in settings.roles:
+        doors[GRAPHQL] = _PageOr(graphql)
+    if "agents" in settings.roles:
+        doors[AGENTS] = agents
     return Surface(
-        {GRAPHQL: _PageOr(graphql), AGENTS: agents},
+        doors,
         Starlette(routes=routes),
         # Agents were given orders to leave: their sockets are closed here only where they do not.
         drains=(partial(graphql.drain, grace=0), partial(agents.drain, grace=AGENTS_LEAVE)),

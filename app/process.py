@@ -67,10 +67,15 @@ async def serve(settings: Settings) -> None:
         log.info("serving", extra={"address": running.url})
         if not settings.embedded and (alone := settings.not_shared()):
             log.warning("one replica alone can serve with these settings: %s not shared", ", ".join(alone))
-        if (link := await running.app.first_run_link()) is not None:
-            sys.stdout.write(f"\n  No user yet. Make the owner, within a day, by this one-time link:\n\n    {link}\n\n")
-            sys.stdout.flush()
+        await say_first_run_link(running.app)
         await running.until_end()
+
+
+async def say_first_run_link(app: App) -> None:
+    """Print how the owner signs up, where nobody has yet."""
+    if "api" in app.settings.roles and (link := await app.first_run_link()) is not None:
+        sys.stdout.write(f"\n  No user yet. Make the owner, within a day, by this one-time link:\n\n    {link}\n\n")
+        sys.stdout.flush()
 
 
 def asked_to_stop() -> asyncio.Event:
@@ -82,15 +87,24 @@ def asked_to_stop() -> asyncio.Event:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: Settings, *, stop: asyncio.Event) -> AsyncIterator[Running]:
-    """An open App behind a listening server, with its loops; all of it ends with the context."""
-    with _bound(settings) as listener:
-        settings = settings.model_copy(update=_addresses(settings, listener))
+async def serving(settings: Settings, *, stop: asyncio.Event, worker: int = 0) -> AsyncIterator[Running]:
+    """An open App behind a listening server, with its loops; all of it ends with the context.
+
+    `worker` is its number, from 1 on, among those that share the port.
+    """
+    with contextlib.ExitStack() as listeners:
+        listener = listeners.enter_context(bound(settings.host, settings.port, shared=worker > 0))
+        sockets = [listener]
+        if settings.metrics_port:
+            own = settings.metrics_port + max(worker, 1) - 1
+            sockets.append(listeners.enter_context(bound(settings.host, own)))
+        settings = settings.model_copy(update=addresses(settings, listener))
         async with open_app(settings) as app:
             surface = create_asgi(app)
             server = _Server(_config(surface, settings))
-            parts = [asyncio.create_task(server.serve(sockets=[listener]), name="server")]
-            parts += [asyncio.create_task(loop.run(), name=loop.name) for loop in app.loops]
+            parts = [asyncio.create_task(server.serve(sockets=sockets), name="server")]
+            if "loops" in settings.roles:
+                parts += [asyncio.create_task(loop.run(), name=loop.name) for loop in app.loops]
             parts += [asyncio.create_task(_wait(app.broken), name="embedded servers")]
             try:
                 await _answers(server, parts[0])
@@ -143,21 +157,27 @@ def _config(surface: Surface, settings: Settings) -> uvicorn.Config:
     )
 
 
-def _bound(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket bound to the address, not listening yet; raises `WrongSetting` where it is taken.
+
+    What is `shared` may be bound by others of our user too: the system gives each a share of the connections.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With its protocol named, or asyncio leaves Nagle's algorithm on: 40 ms for each small answer.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
     except OSError as error:
         listener.close()
-        where = f"{settings.host}:{settings.port}"
-        raise WrongSetting(f"host, port: cannot listen on {where} ({error.strerror or error})") from None
+        raise WrongSetting(f"host, port: cannot listen on {host}:{port} ({error.strerror or error})") from None
     return listener
 
 
-def _addresses(settings: Settings, listener: socket.socket) -> dict[str, object]:
+def addresses(settings: Settings, listener: socket.socket) -> dict[str, object]:
+    """The settings that follow from where we really listen."""
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return {"port": port, "public_url": (settings.public_url or f"http://{host}:{port}").rstrip("/")}

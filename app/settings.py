@@ -16,6 +16,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "RUNYARD_"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+EMBEDDED_CONNECTIONS = 90  # of all workers; a few of its 100 are for whoever looks in
+ROLES = frozenset({"api", "agents", "loops"})
 
 
 class WrongSetting(Exception):
@@ -36,6 +38,17 @@ class Settings(BaseSettings):
     allowed_origins: str = Field("", description="Further browser origins, comma separated, exact.")
     trusted_proxies: str = Field(
         "", description="Addresses of proxies whose forwarding headers count, comma separated."
+    )
+
+    # Who does it.
+    workers: int = Field(1, ge=1, le=64, description="Processes that share the port; more than one on several cores.")
+    role: str = Field(
+        "api,agents,loops",
+        description="What this process does: serve people and keys (`api`), agents (`agents`), and see to the clock "
+        "(`loops`), comma separated. Somebody must do each.",
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Worker n also listens on this port plus n - 1, for its own metrics; 0: nowhere."
     )
 
     # Where it keeps things.
@@ -112,6 +125,15 @@ class Settings(BaseSettings):
                     raise ValueError(f"{name}: expected at least 32 characters, found {len(part)}")
         if self.s3_endpoint and not (self.s3_access_key.get_secret_value() and self.s3_secret_key.get_secret_value()):
             raise ValueError("s3_access_key, s3_secret_key: expected both beside s3_endpoint")
+        if not self.roles or self.roles - ROLES:
+            raise ValueError(f"role: expected some of {', '.join(sorted(ROLES))}, found {self.role!r}")
+        if self.embedded and self.workers * self.database_connections > EMBEDDED_CONNECTIONS:
+            raise ValueError(
+                f"workers, database_connections: expected at most {EMBEDDED_CONNECTIONS} connections of all workers to "
+                f"our own PostgreSQL, found {self.workers * self.database_connections}"
+            )
+        if self.metrics_port and self.metrics_port + self.workers > 65536:
+            raise ValueError(f"metrics_port: expected a port for each of {self.workers} workers")
         if self.lease < 3 * self.beat:
             raise ValueError(f"lease: expected at least three beats ({3 * self.beat:g} s), found {self.lease:g} s")
         if self.host not in LOOPBACK and not self.public_url:
@@ -133,6 +155,19 @@ class Settings(BaseSettings):
             "pepper": self.pepper.get_secret_value(),
         }
         return [name for name, value in shared.items() if not value]
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """What this process does, of `ROLES`."""
+        return frozenset(_split(self.role))
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which another process has these very settings, secrets included."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        plain = {
+            name: each.get_secret_value() if isinstance(each, SecretStr) else each for name, each in values.items()
+        }
+        return {f"{PREFIX}{name.upper()}": str(value) for name, value in plain.items()}
 
     @property
     def origins(self) -> frozenset[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import UUID
 
 from asyncpg import PostgresError
+from pydantic import SecretStr
 
 from app import failpoints
 from app.domain.errors import StorageUnavailable, Unavailable
@@ -94,11 +95,30 @@ async def migrate(settings: Settings) -> None:
     """Bring the tables of the database to this version, and say what ran."""
     async with AsyncExitStack() as stack:
         url = await _database_url(stack, settings, asyncio.get_running_loop().create_future())
-        try:
-            ran = await migrate_database(url)
-        except (WrongDatabase, Unavailable, PostgresError, ValueError) as wrong:
-            raise CannotOpen(f"database_url: {wrong}") from wrong
+        ran = await _migrated(url)
     sys.stdout.write("".join(f"applied {name}\n" for name in ran) or "nothing to do\n")
+
+
+async def _migrated(url: str) -> list[str]:
+    try:
+        return await migrate_database(url)
+    except (WrongDatabase, Unavailable, PostgresError, ValueError) as wrong:
+        raise CannotOpen(f"database_url: {wrong}") from wrong
+
+
+@asynccontextmanager
+async def open_servers(settings: Settings, broken: "asyncio.Future[None]") -> AsyncIterator[Settings]:
+    """What all workers of this machine share: the settings by which they find it, while the context is open.
+
+    The embedded servers run, their tables are of this version, and the secrets of the data directory are made.
+    """
+    async with AsyncExitStack() as stack:
+        url = await _database_url(stack, settings, broken)
+        if settings.embedded:
+            await _migrated(url)
+        found = {"database_url": url, "redis_url": await _redis_url(stack, settings, broken)}
+        found |= {name: ",".join(_secrets(settings, name)) for name in ("secret_key", "pepper")}
+        yield settings.model_copy(update={name: SecretStr(value) for name, value in found.items()})
 
 
 async def print_link(settings: Settings, email: str) -> None:
@@ -195,7 +215,7 @@ async def _services(
         agents=AgentService(reads=AgentReads(database), database=database, publisher=publisher, scheduler=scheduler),
         bulk=BulkService(
             database=database,
-            cancelling=Cancelling(database.batched, publisher, lambda: database.log_epoch),
+            cancelling=Cancelling(database.batched, publisher, scheduler, lambda: database.log_epoch),
             feed=feed,
             publisher=publisher,
         ),

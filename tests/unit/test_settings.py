@@ -25,6 +25,10 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"s3_endpoint": "http://127.0.0.1:9"}, "s3_access_key, s3_secret_key: expected both"),
         ({"introspection": "sometimes"}, "introspection (RUNYARD_INTROSPECTION)"),
         ({"time_scale": "0"}, "time_scale (RUNYARD_TIME_SCALE)"),
+        ({"role": "api,cook"}, "role: expected some of agents, api, loops, found 'api,cook'"),
+        ({"role": ","}, "role: expected some of"),
+        ({"workers": "9"}, "expected at most 90 connections of all workers to our own PostgreSQL, found 108"),
+        ({"workers": "4", "metrics_port": "65534"}, "metrics_port: expected a port for each of 4 workers"),
     ],
 )
 def test_a_wrong_setting_is_named(given: dict[str, str], says: str) -> None:
@@ -46,6 +50,15 @@ def test_the_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPa
 
     assert load().port == 9000
     assert load({"port": "9001"}).port == 9001
+
+
+def test_another_process_reads_the_same_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = load({"port": "9001", "secret_key": "s" * 40, "lease": "60", "role": "api", "trusted_proxies": "10.0.0.1"})
+
+    for name, value in chosen.environment().items():
+        monkeypatch.setenv(name, value)
+
+    assert load() == chosen
 
 
 def test_a_secret_is_never_shown() -> None:
