@@ -88,8 +88,7 @@ class OutputService:
         at = _files_of(team_id, lease)
         claims = [self._claim(raw) for raw in files]
         async with database.transaction():
-            if not await outputs.runs(lease):
-                raise LeaseLost(f"lease {lease.number} of task {lease.task_id} does not run it: no file is taken in")
+            await _check_runs(lease)
             decisions, made = await self._admit(at, claims)
         if any(isinstance(each, FileClaim) and each.role is FileRole.PREVIEW for each in claims):
             await self._forget_previews(at)
@@ -101,8 +100,10 @@ class OutputService:
 
         `facts` has the body of an output event for each output that is verified and has no event yet; previews and
         thumbnails have none. A file that is not what was announced is forgotten, so that it may be announced anew.
+        Raises `LeaseLost` where the lease has ended.
         """
         _check_count(output_ids)
+        await _check_runs(lease)
         rows = {row.id: row for row in await outputs.of_lease(_files_of(team_id, lease), output_ids)}
         known = {id for id, row in rows.items() if row.completed_at is not None}
         fresh = [row for id, row in rows.items() if id not in known]
@@ -253,6 +254,11 @@ class OutputService:
         self._preview_types[preview.key] = preview.media_type
         while len(self._preview_types) > KNOWN_TYPES:
             self._preview_types.popitem(last=False)
+
+
+async def _check_runs(lease: Lease) -> None:
+    if not await outputs.runs(lease):
+        raise LeaseLost(f"lease {lease.number} of task {lease.task_id} does not run it: no file is taken in")
 
 
 async def _untold(lease: Lease, known: Sequence[Output]) -> set[UUID]:
