@@ -40,6 +40,7 @@ class AgentServer:
         self.files: dict[str, bytes] = {}  # inputs by path
         self.calls: list[str] = []
         self.beats: list[list[str]] = []
+        self.accepting = True
         self.connects: list[dict[str, Any]] = []
         self.puts: list[str] = []
         # Switches: operation -> how often.
@@ -76,6 +77,7 @@ class AgentServer:
                 "parameters": {},
                 "inputs": [],
                 "timeout": 0.0,
+                "exclusive": False,
                 "agent": agent,
                 **order,
             },
@@ -389,8 +391,9 @@ class AgentServer:
             answers.append("LEASE_ALIVE" if alive else "RELEASED")
         return answers
 
-    def beat(self, info: Any, session: int, holding: list[str]) -> dict[str, Any]:
+    def beat(self, info: Any, session: int, holding: list[str], accepting: bool) -> dict[str, Any]:
         self.beats.append(holding)
+        self.accepting = accepting
         return {"drop": [t for t in holding if self.leases[t].state not in ("queued", "running")]}
 
     def _wake(self, agent: str) -> None:

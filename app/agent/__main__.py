@@ -69,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--no-drain", action="store_const", const=True, help="the first signal ends running work, as the second would"
     )
+    run.add_argument(
+        "--drain-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="a drain ends what still runs after so long, as the second signal would; default: never",
+    )
     return top
 
 

@@ -18,6 +18,7 @@ from app.agent.calls import Coalescer
 from app.agent.config import Config
 from app.agent.errors import Forbidden
 from app.agent.facts import discover
+from app.agent.lifeline import Lifeline
 from app.agent.reporter import Reporter
 from app.agent.runner import Desk
 from app.agent.runtimes.command import CommandRuntime
@@ -62,10 +63,11 @@ async def work(config: Config) -> int:
         if killed := state.clear_leftovers():
             _log.warning("%d processes of an earlier life were ended", killed)
         assignments = Assignments()
-        session = Session(config, uuid.uuid4().hex, await discover(config.labels), state)
+        lifeline = Lifeline(assignments.cut_off, offline=config.timings.offline)
+        session = Session(config, uuid.uuid4().hex, await discover(config.labels), state, lifeline)
         reporter = _reporter(config, session, assignments)
         assignments.desk = _desk(config, session, reporter, transfers, state)
-        return await _until_the_end(config, signals, session, reporter, assignments)
+        return await _until_the_end(config, signals, session, reporter, assignments, lifeline)
     finally:
         await transfers.close()
         state.close()
@@ -103,16 +105,22 @@ def _listed(
 
 
 async def _until_the_end(
-    config: Config, signals: Signals, session: Session, reporter: Reporter, assignments: Assignments
+    config: Config,
+    signals: Signals,
+    session: Session,
+    reporter: Reporter,
+    assignments: Assignments,
+    lifeline: Lifeline,
 ) -> int:
     connection = asyncio.create_task(session.run(assignments))
+    living = asyncio.create_task(lifeline.run())
     reporting = asyncio.create_task(reporter.run())
     ending = asyncio.create_task(_ending(config, signals, assignments))
     killed = asyncio.create_task(signals.kill.wait())
-    everything: list[asyncio.Task[Any]] = [connection, reporting, ending, killed]
+    everything: list[asyncio.Task[Any]] = [connection, reporting, living, ending, killed]
     try:
         await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
-        for part in (connection, reporting):
+        for part in (connection, reporting, living):
             if part.done() and (error := part.exception()):
                 if not isinstance(error, Forbidden):
                     raise error
@@ -136,7 +144,7 @@ async def _ending(config: Config, signals: Signals, assignments: Assignments) ->
     stop = asyncio.create_task(signals.stop.wait())
     waits: list[asyncio.Task[Any]] = [idle, stop]
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, timeout=config.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
         if not idle.done():
             _log.info("ending the work that runs")
             assignments.stop_all()

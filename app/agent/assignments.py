@@ -35,7 +35,13 @@ class Assignments:
 
     def holding(self) -> list[str]:
         """The tokens of the work that is here."""
-        return list(self._runs)
+        return [token for token, run in self._runs.items() if run.held]
+
+    def cut_off(self, exclusive: bool, grace: float) -> None:
+        """The server has not heard of us for too long: end exclusive work, or all of it."""
+        for run in list(self._runs.values()):
+            if run.exclusive or not exclusive:
+                run.cut_off(grace)
 
     def lost(self, token: str) -> None:
         """This lease is over: stop its work, then release it."""

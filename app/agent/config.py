@@ -3,6 +3,7 @@
 Every fault is one sentence that names the setting, what was expected and what was found.
 """
 
+import math
 import os
 import socket
 import tomllib
@@ -14,7 +15,10 @@ from urllib.parse import urlsplit
 
 from app.agent.errors import ConfigError
 
-SETTINGS = {"url", "key_file", "name", "slots", "labels", "state_dir", "log_format", "no_drain", "commands", "timings"}
+SETTINGS = {
+    *("url", "key_file", "name", "slots", "labels", "state_dir", "log_format", "no_drain", "drain_timeout"),
+    *("commands", "timings"),
+}
 MAX_SLOTS = 1024
 MAX_NAME = 100  # characters
 
@@ -34,6 +38,7 @@ class Timings:
     finish_retry: float = 2.0
     finish_retry_max: float = 3600.0
     lost_grace: float = 2.0  # for work whose lease is over
+    offline: float = 600.0  # that work goes on while the server cannot be heard
     stop_grace: float = 10.0  # for work that a stopping agent ends
     farewell: float = 15.0  # a stopping agent's last words to the server
     fallback_hold: float = 300.0  # on HTTP, before the socket is tried again
@@ -65,6 +70,7 @@ class Config:
     commands: Mapping[str, Command] = field(default_factory=dict)
     log_format: Literal["text", "json"] = "text"
     no_drain: bool = False
+    drain_timeout: float | None = None  # seconds until what runs is ended; None: it may take as long as it takes
     timings: Timings = field(default_factory=Timings)
 
 
@@ -87,6 +93,7 @@ def load(given: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
         commands=_commands(settings.get("commands", {})),
         log_format=_log_format(settings.get("log_format", "text")),
         no_drain=_typed("no_drain", settings.get("no_drain", False), bool, "true or false"),
+        drain_timeout=_drain_timeout(settings.get("drain_timeout")),
         timings=_timings(settings.get("timings", {})),
     )
 
@@ -139,6 +146,14 @@ def _slots(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SLOTS:
         raise ConfigError(f"slots: expected a whole number from 1 to {MAX_SLOTS}, found {value!r}")
     return value
+
+
+def _drain_timeout(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ConfigError(f"drain_timeout: expected seconds, 0 or more, found {value!r}")
+    return float(value)
 
 
 def _labels(value: Any) -> tuple[str, ...]:

@@ -45,12 +45,13 @@ class Stop(Enum):
 
     CANCELLED = "cancelled"
     LOST = "lease lost"
+    CUT_OFF = "the server has not heard of this agent for too long"
     TIMED_OUT = "timed out"
     RESTARTED = "agent stops"
 
 
 EVERY = frozenset(Stop)
-SILENT = frozenset({Stop.CANCELLED, Stop.LOST})  # nothing more is reported
+SILENT = frozenset({Stop.CANCELLED, Stop.LOST, Stop.CUT_OFF})  # nothing more is reported
 REFUSED_RESULT = "agent_error"
 
 
@@ -76,6 +77,7 @@ class Run:
     def __init__(self, order: Mapping[str, Any], desk: Desk) -> None:
         self.token: str = order["token"]
         self.task_id: str = order["taskId"]
+        self.exclusive: bool = order["exclusive"]
         self._order = order
         self._desk = desk
         self._stops: list[Stop] = []
@@ -83,6 +85,7 @@ class Run:
         self._attempt: Attempt | None = None
         self._stage: asyncio.Task[Any] | None = None
         self._cut_by: frozenset[Stop] = frozenset()  # what ends the present stage
+        self._executing = False
 
     def stop(self, why: Stop, grace: float | None = None) -> None:
         """End the work, with `grace` seconds for its processes; a reason that was given before changes nothing."""
@@ -95,6 +98,16 @@ class Run:
         if self._stage and why in self._cut_by:
             self._cut_by = frozenset()  # once: a second cancellation would cut the grace short
             self._stage.cancel()
+
+    def cut_off(self, grace: float) -> None:
+        """End what runs, as the server cannot be heard; what has ended by itself is still to be told."""
+        if self._executing:
+            self.stop(Stop.CUT_OFF, min(grace, self._desk.timings.lost_grace))
+
+    @property
+    def held(self) -> bool:
+        """Whether the lease is to go on: what was cut off is given back as soon as the server can be heard."""
+        return Stop.CUT_OFF not in self._stops
 
     async def live(self) -> None:
         """From the acknowledgement to the last word."""
@@ -139,7 +152,9 @@ class Run:
             self._desk.state.ended(directory)
 
     async def _execute_and_collect(self, directory: Path, journal: Journal, outputs: Outputs) -> Ending | None:
+        self._executing = True
         ending = await self._staged(self._execute(directory, journal, outputs), EVERY) or self._stopped()
+        self._executing = False
         if ending and ending.outcome == FAILED:
             journal.say(ending.message, ERROR)
         # Work that ran out of time still has its files brought in.

@@ -23,6 +23,7 @@ from app.agent.client import Socket, Transport
 from app.agent.config import Config
 from app.agent.errors import AgentError, Disconnected, Forbidden, NoAnswer, OperationFailed
 from app.agent.http_client import Http
+from app.agent.lifeline import Lifeline
 
 FALLBACK_AFTER = 3  # sockets in a row that did not open
 STEADY = 10.0  # seconds after which a connection counts as good and the back-off starts again
@@ -36,6 +37,9 @@ _log = logging.getLogger(__name__)
 
 class Work(Protocol):
     """What the session needs of the part that runs tasks."""
+
+    draining: asyncio.Event
+    """Set once nothing new is taken."""
 
     def holding(self) -> list[str]:
         """The tokens of the work that is here."""
@@ -80,9 +84,15 @@ class Session:
     """Keeps the agent connected until it is stopped or refused; other parts call through it."""
 
     def __init__(
-        self, config: Config, instance: str, facts: tuple[list[str], dict[str, Any]], secrets: Secrets
+        self,
+        config: Config,
+        instance: str,
+        facts: tuple[list[str], dict[str, Any]],
+        secrets: Secrets,
+        lifeline: Lifeline,
     ) -> None:
         self._config = config
+        self._lifeline = lifeline
         self._timings = config.timings
         self._instance = instance
         self._labels, self._facts = facts
@@ -173,7 +183,9 @@ class Session:
         transport = await self._transport()
         try:
             # What is put in `holding` now is what the server re-binds: nothing starts or ends unseen before the answer.
+            sent = self._lifeline.clock()
             connected = await self._introduce(transport, work.holding())
+            self._lifeline.proved(sent, float(connected["lease"]))
             if secret := connected.get("agentSecret"):
                 self._secrets.remember(secret)
             for token in connected["drop"]:
@@ -258,12 +270,15 @@ class Session:
                     work.obey(order)
 
     async def _beats(self, live: Live, work: Work) -> None:
+        accepting = True
         while True:
-            await asyncio.sleep(live.beat)
+            await _pause(live.beat, work, told=accepting)
+            accepting = not work.draining.is_set()
             # A laptop that slept, a process that was stopped: whatever is held may be lost, and this call finds out.
-            answer = await live.transport.execute(
-                "beat", {"session": live.number, "holding": work.holding()}, min(self._timings.answer, live.lease)
-            )
+            sent = self._lifeline.clock()
+            said = {"session": live.number, "holding": work.holding(), "accepting": accepting}
+            answer = await live.transport.execute("beat", said, min(self._timings.answer, live.lease))
+            self._lifeline.proved(sent, live.lease)
             for token in answer["drop"]:
                 work.lost(token)
 
@@ -283,6 +298,16 @@ class Session:
         async with self._changed:
             self._live = live
             self._changed.notify_all()
+
+
+async def _pause(seconds: float, work: Work, *, told: bool) -> None:
+    """Until the next beat is due: at once where the server does not know yet that nothing new is taken."""
+    if not told:
+        await asyncio.sleep(seconds)
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await work.draining.wait()
 
 
 class _Later(AgentError):

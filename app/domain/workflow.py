@@ -61,6 +61,7 @@ class Plan:
     timeout: float = 0.0
     queue_timeout: float | None = None
     retry: Retry = field(default_factory=Retry)
+    exclusive: bool = False  # an agent that is cut off ends its work before another one can be given the task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,7 @@ class WorkflowRef:
 
 _FIELDS = (
     *("slug", "name", "description"),
-    *("runtime", "definition", "parameters", "labels", "timeout", "queueTimeout", "retry"),
+    *("runtime", "definition", "parameters", "labels", "timeout", "queueTimeout", "retry", "exclusive"),
 )
 _SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _PINNED = re.compile(r"(?P<name>[^@]+)@(?P<number>[1-9][0-9]{0,8})")
@@ -143,6 +144,7 @@ def read(document: object, *, path: tuple[str, ...] = ()) -> Draft:
             timeout=float(reader.number("timeout", low=0, high=MAX_SECONDS) or 0),
             queue_timeout=_queue_timeout(reader),
             retry=_retry(reader),
+            exclusive=reader.flag("exclusive"),
         ),
     )
     reader.finish()
@@ -169,6 +171,7 @@ def write_plan(plan: Plan) -> dict[str, Any]:
         "timeout": plan.timeout,
         "queueTimeout": plan.queue_timeout,
         "retry": write_retry(plan.retry),
+        "exclusive": plan.exclusive,
     }
 
 

@@ -95,8 +95,9 @@ class AgentReads:
 
 
 _SELECT = """
-SELECT a.id, a.team_id, coalesce(a.former_name, a.name) AS name, a.labels, a.facts, a.slots, a.version, a.pause,
-  a.pause_note, a.created_at, a.connected_at, a.removed_at, coalesce(s.alive, false) AS alive, s.seen_at,
+SELECT a.id, a.team_id, coalesce(a.former_name, a.name) AS name, a.labels, a.facts, a.slots, a.version,
+  coalesce(a.pause, CASE WHEN s.alive AND NOT s.accepting THEN 'draining' END) AS pause, a.pause_note, a.created_at,
+  coalesce(s.connected_at, a.connected_at) AS connected_at, a.removed_at, coalesce(s.alive, false) AS alive, s.seen_at,
   coalesce(s.suspect_until > app_now(), false) AS suspect,
   ARRAY(SELECT task_id FROM slot WHERE slot.agent_id = a.id AND task_id IS NOT NULL ORDER BY no) AS running
 FROM agent a LEFT JOIN agent_session s ON s.agent_id = a.id

@@ -273,7 +273,8 @@ WHERE l.task_id IS NOT NULL OR e.task_id IS NOT NULL
 
 _TEAM_AGENTS = """
 SELECT a.team_id, hashtext(string_agg(
-  concat_ws(':', a.id, s.alive, s.session_no, a.pause, s.suspect_until > app_now(), busy.slots), ' ' ORDER BY a.id
+  concat_ws(':', a.id, s.alive, s.session_no, s.accepting, a.pause, s.suspect_until > app_now(), busy.slots),
+  ' ' ORDER BY a.id
 ))::text AS mark
 FROM agent a LEFT JOIN agent_session s ON s.agent_id = a.id CROSS JOIN LATERAL (
   SELECT count(*) AS slots FROM slot o WHERE o.agent_id = a.id AND o.task_id IS NOT NULL

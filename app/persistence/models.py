@@ -185,6 +185,7 @@ class WorkflowVersionRow(Model):
     timeout = fields.FloatField()  # seconds from the acknowledgement, 0: none
     queue_timeout = fields.FloatField(null=True)  # seconds, None: none
     retry: Any = fields.JSONField()  # {"max": 0, "on": ["agent_lost", ...]}
+    exclusive = fields.BooleanField(db_default=False)  # who is cut off ends its work before another can have it
     note = fields.CharField(max_length=500)
     created_by: fields.ForeignKeyRelation[UserRow] = fields.ForeignKeyField(
         "models.UserRow", related_name="workflow_versions", on_delete=OnDelete.RESTRICT
@@ -218,6 +219,7 @@ class AgentRow(Model):
     # Of an agent that was removed: its name is free for another one, and `name` holds its id.
     removed_at = fields.DatetimeField(null=True)
     former_name = fields.CharField(max_length=100, null=True)
+    registration = fields.CharField(max_length=64, null=True)  # hash of what it said of itself last
 
     class Meta:
         table = "agent"

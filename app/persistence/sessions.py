@@ -114,7 +114,7 @@ async def _connect(c: Connection, hello: Hello, timings: Timings) -> Connected:
     drained = agent["pause"] == DRAINING and not same
     if drained:
         await c.execute(_PAUSE, hello.team_id, agent["id"], None, None)
-    opens = (agent["pause"] is None or drained) and not (same and old["suspect"])
+    opens = (agent["pause"] is None or drained) and not (same and (old["suspect"] or not old["accepting"]))
     session_no = await c.fetchval(
         _BEGIN, agent["id"], hello.team_id, hello.instance_id, hello.replica, hello.slots, same
     )
@@ -173,6 +173,14 @@ async def leave(database: Database, agent_id: UUID, session_no: int) -> None:
         if await c.fetchval(_LEAVE, agent_id, session_no) is not None:
             await c.fetch(_LOCK_SLOTS, agent_id)
             await c.execute("UPDATE slot SET open = false WHERE agent_id = $1 AND open", agent_id)
+
+
+async def set_accepting(database: Database, agent_id: UUID, session_no: int, accepting: bool) -> None:
+    """The process of this session takes no new work, or takes it again: its slots close or open with this commit."""
+    async with database.hot.transaction() as c:
+        if await c.fetchval(_ACCEPTING, agent_id, session_no, accepting) is not None:
+            await c.fetch(_LOCK_SLOTS, agent_id)
+            await c.execute(_OPEN_SLOTS, agent_id, await c.fetchval(_PAUSE_OF, agent_id) is None)
 
 
 async def set_pause(database: Database, team_id: UUID, agent_id: UUID, pause: str | None, note: str | None) -> bool:
@@ -285,15 +293,17 @@ _END_SESSION = "UPDATE agent_session SET alive = false, session_no = session_no 
 _FREE_NAME = "UPDATE agent SET removed_at = app_now(), former_name = name, name = id::text WHERE id = $1"
 _SESSION = """
 SELECT session_no, instance_id, alive, left_at IS NOT NULL AS left, extract(epoch FROM app_now() - seen_at) AS silent,
-  coalesce(suspect_until > app_now(), false) AS suspect
+  coalesce(suspect_until > app_now(), false) AS suspect, accepting
 FROM agent_session WHERE agent_id = $1 FOR NO KEY UPDATE
 """
 _BEGIN = """
-INSERT INTO agent_session AS s (agent_id, team_id, session_no, instance_id, alive, seen_at, replica, slots)
-VALUES ($1, $2, 1, $3, true, app_now(), $4, $5)
+INSERT INTO agent_session AS s
+  (agent_id, team_id, session_no, instance_id, alive, seen_at, replica, slots, connected_at)
+SELECT $1, $2, 1, $3, true, now.at, $4, $5, now.at FROM (SELECT app_now() AS at) now
 ON CONFLICT (agent_id) DO UPDATE SET session_no = s.session_no + 1, instance_id = excluded.instance_id, alive = true,
   seen_at = excluded.seen_at, left_at = NULL, replica = excluded.replica, slots = excluded.slots,
-  misses = CASE WHEN $6 THEN s.misses ELSE 0 END, suspect_until = CASE WHEN $6 THEN s.suspect_until END
+  misses = CASE WHEN $6 THEN s.misses ELSE 0 END, suspect_until = CASE WHEN $6 THEN s.suspect_until END,
+  accepting = NOT $6 OR s.accepting, connected_at = excluded.seen_at
 RETURNING session_no
 """
 _LOCK_SLOTS = "SELECT no FROM slot WHERE agent_id = $1 ORDER BY no FOR NO KEY UPDATE"
@@ -324,9 +334,14 @@ SELECT $1, no, $6, $3, $4, $2 FROM generate_series(1, $5::int) AS no ON CONFLICT
 """
 _OPEN_SLOTS = """
 UPDATE slot s
-SET open = $2 AND x.alive AND x.left_at IS NULL AND s.no <= x.slots AND coalesce(x.suspect_until < app_now(), true)
+SET open = $2 AND x.alive AND x.left_at IS NULL AND x.accepting AND s.no <= x.slots
+  AND coalesce(x.suspect_until < app_now(), true)
 FROM agent_session x WHERE x.agent_id = $1 AND s.agent_id = $1
 """
+_ACCEPTING = """
+UPDATE agent_session SET accepting = $3 WHERE agent_id = $1 AND session_no = $2 AND alive RETURNING agent_id
+"""
+_PAUSE_OF = "SELECT pause FROM agent WHERE id = $1"
 _LEAVE = """
 UPDATE agent_session SET left_at = app_now() WHERE agent_id = $1 AND session_no = $2 AND alive RETURNING agent_id
 """

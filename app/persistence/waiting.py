@@ -95,7 +95,8 @@ FROM r CROSS JOIN LATERAL (
     'free', (SELECT count(*) FROM slot WHERE slot.agent_id = n.id AND slot.open AND slot.task_id IS NULL)))
     AS candidates
   FROM (
-    SELECT a.id, a.name, a.pause, a.workflows, coalesce(lack.missing, r.labels) AS missing,
+    SELECT a.id, a.name, coalesce(a.pause, CASE WHEN s.alive AND NOT s.accepting THEN 'draining' END) AS pause,
+      a.workflows, coalesce(lack.missing, r.labels) AS missing,
       coalesce(s.alive, false) AS alive, coalesce(s.suspect_until > app_now(), false) AS suspect
     FROM agent a LEFT JOIN agent_session s ON s.agent_id = a.id LEFT JOIN slot o ON o.agent_id = a.id AND o.no = 1
     LEFT JOIN lack ON lack.id = r.id AND lack.offer_id = o.offer_id

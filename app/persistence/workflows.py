@@ -21,7 +21,7 @@ _WORKFLOW = (
 )
 _VERSION = (
     "v.id, w.team_id, v.workflow_id, v.number, v.runtime, v.definition, v.parameters, v.labels, v.requirement_id, "
-    "v.timeout, v.queue_timeout, v.retry, v.note, v.created_by_id, v.created_at"
+    "v.timeout, v.queue_timeout, v.retry, v.exclusive, v.note, v.created_by_id, v.created_at"
 )
 _VERSIONS = f"SELECT {_VERSION} FROM workflow_version v JOIN workflow w ON w.id = v.workflow_id"
 
@@ -131,8 +131,8 @@ async def add_version(
 ) -> None:
     await database.rows(
         "INSERT INTO workflow_version (workflow_id, number, runtime, definition, parameters, labels, requirement_id, "
-        "timeout, queue_timeout, retry, note, created_by_id) "
-        "VALUES ($1, $2, $3, $4::jsonb, $5::jsonb, $6::text[], $7, $8, $9, $10::jsonb, $11, $12) RETURNING id",
+        "timeout, queue_timeout, retry, note, created_by_id, exclusive) "
+        "VALUES ($1, $2, $3, $4::jsonb, $5::jsonb, $6::text[], $7, $8, $9, $10::jsonb, $11, $12, $13) RETURNING id",
         workflow.id,
         number,
         plan.runtime,
@@ -145,6 +145,7 @@ async def add_version(
         orjson.dumps(write_retry(plan.retry)).decode(),
         note,
         created_by,
+        plan.exclusive,
     )
 
 
@@ -282,6 +283,7 @@ def _version(row: Mapping[str, Any]) -> WorkflowVersion:
             timeout=row["timeout"],
             queue_timeout=row["queue_timeout"],
             retry=Retry(max=retry["max"], on=tuple(RetryOn(cause) for cause in retry["on"])),
+            exclusive=row["exclusive"],
         ),
         requirement_id=row["requirement_id"],
         note=row["note"],

@@ -76,6 +76,7 @@ class Assign:
     parameters: Mapping[str, Any]
     inputs: Sequence[TaskInput]
     timeout: float
+    exclusive: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,7 @@ class _Known:
     """What this process remembers of an agent's newest session; without `holding` nothing was compared yet."""
 
     session_no: int
+    accepting: bool = True
     holding: frozenset[str] | None = None
     compared_at: float = 0.0
     missing_since: dict[Lease, float] = field(default_factory=dict)
@@ -225,18 +227,39 @@ class ConnectionService:
                 if batch:
                     yield batch
 
-    async def beat(self, agent: AgentConnection, holding: Sequence[str]) -> list[str]:
-        """A sign of life; returns the tokens to drop. Raises `LeaseLost` where the session is over."""
+    async def beat(self, agent: AgentConnection, holding: Sequence[str], *, accepting: bool = True) -> list[str]:
+        """A sign of life; returns the tokens to drop. Raises `LeaseLost` where the session is over.
+
+        Who accepts nothing new is given nothing from here on, and what it was given but does not hold waits again.
+        """
         if not await self._database.batched.beat(agent.agent_id, agent.session_no):
             raise LeaseLost(f"session {agent.session_no} of this agent is over: connect again")
         known = self._known.get(agent.agent_id)
         if known is None or known.session_no != agent.session_no:  # by HTTP another replica may have answered so far
             known = self._known[agent.agent_id] = _Known(agent.session_no)
+        if accepting is not known.accepting:
+            await self._accept(agent, holding, accepting)
+            known.accepting = accepting
         now = time.monotonic()
         if known.missing_since or known.holding != frozenset(holding) or now - known.compared_at > COMPARE_EVERY:
             known.holding, known.compared_at = frozenset(holding), now
             return await self._compare(agent, holding, known, now)
         return []
+
+    async def _accept(self, agent: AgentConnection, holding: Sequence[str], accepting: bool) -> None:
+        await sessions.set_accepting(self._database, agent.agent_id, agent.session_no, accepting)
+        self._publisher.agents_changed(agent.team_id, agent.agent_id)
+        if accepting:
+            self._scheduler.freed(agent.team_id, agent.agent_id)
+            return
+        held = {(lease.task_id, lease.number) for lease in self._held(holding).values() if lease}
+        declined = [
+            _lease_of(agent, order)
+            for order in (await self._read(agent)).orders
+            if order.alive and not order.acknowledged and (order.task_id, order.lease_no) not in held
+        ]
+        if declined:
+            self._tell_reclaimed(await self._database.hot.reclaim(declined, cause="declined"))
 
     async def leave(self, agent: AgentConnection) -> None:
         """The connection has ended; its leases live on until the session falls silent."""
@@ -259,7 +282,7 @@ class ConnectionService:
         held = self._held(holding)
         places = {(lease.task_id, lease.number) for lease in held.values() if lease}
         missing = [
-            Lease(order.task_id, agent.agent_id, order.lease_no, order.attempt)
+            _lease_of(agent, order)
             for place, order in living.items()
             if order.acknowledged and place not in places
         ]
@@ -298,6 +321,7 @@ class ConnectionService:
             parameters=parameters,
             inputs=inputs,
             timeout=order.timeout,
+            exclusive=version.plan.exclusive,
         )
 
     async def _refuse(self, agent: AgentConnection, order: Order, why: str) -> None:
@@ -365,6 +389,10 @@ def _rest(standing: Standing) -> Pause | Resume | Drain:
 
 def _state(order: Order) -> tuple[UUID, int, bool]:
     return order.task_id, order.lease_no, order.alive
+
+
+def _lease_of(agent: AgentConnection, order: Order) -> Lease:
+    return Lease(order.task_id, agent.agent_id, order.lease_no, order.attempt)
 
 
 def _lease(token: str, keys: Sequence[bytes]) -> Lease | None:

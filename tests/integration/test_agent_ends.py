@@ -109,6 +109,28 @@ async def test_second_signal_ends_running_work_as_failed(tmp_path: Path) -> None
         assert [pid for pid in pids(lease) if exists(pid)] == []
 
 
+async def test_drain_is_told_at_once_and_ends_what_still_runs_after_its_time(tmp_path: Path) -> None:
+    async with (
+        AgentServer().running() as server,
+        agent_process(server, tmp_path, "--drain-timeout", "1", work=STUBBORN) as agent,
+    ):
+        await server.until(lambda: server.agents)
+        lease = server.assign(command="work")
+        await server.until(lambda: len(lease.log) == 2 and server.beats)
+        accepted_before = server.accepting
+
+        agent.signal(signal.SIGTERM)
+        await server.until(lambda: not server.accepting)
+        running_when_told = lease.state
+
+        assert await agent.child.wait() == 0
+        assert accepted_before
+        assert running_when_told == "running"
+        assert lease.finish is not None
+        assert lease.finish["error"]["reason"] == "agent_restarted"
+        assert [pid for pid in pids(lease) if exists(pid)] == []
+
+
 async def test_no_drain_ends_running_work_at_the_first_signal(tmp_path: Path) -> None:
     async with (
         AgentServer().running() as server,

@@ -36,7 +36,7 @@ REFUSAL = (
 WORKFLOW = """
 fragment W on Workflow {
   id slug name description active versionNumber archivedAt
-  version { number runtime definition labels timeout queueTimeout note retry { max on }
+  version { number runtime definition labels timeout queueTimeout exclusive note retry { max on }
     parameters { key type label required default min max step options { value label } accept multiline } }
 }
 """
@@ -117,6 +117,7 @@ async def test_workflow_is_created_with_typed_parameters(graph: Graph) -> None:
         labels=["GPU", "linux"],
         timeout="PT1M30S",
         retry={"max": 2, "on": ["AGENT_LOST"]},
+        exclusive=True,
         note="first",
     )
 
@@ -126,6 +127,7 @@ async def test_workflow_is_created_with_typed_parameters(graph: Graph) -> None:
     assert (version["runtime"], version["definition"], version["note"]) == ("COMMAND", {"command": "render"}, "first")
     assert (version["labels"], version["timeout"], version["queueTimeout"]) == (["gpu", "linux"], "PT1M30S", None)
     assert version["retry"] == {"max": 2, "on": ["AGENT_LOST"]}
+    assert version["exclusive"] is True
     steps, size, start = version["parameters"]
     assert (steps["type"], steps["default"], steps["min"], steps["max"], steps["required"]) == (
         "INTEGER",

@@ -42,9 +42,11 @@ def test_written_document_reads_as_the_same_workflow() -> None:
             "timeout": 60,
             "queueTimeout": 30,
             "retry": {"max": 2, "on": ["failed", "agent_lost"]},
+            "exclusive": True,
         }
     )
 
+    assert draft.plan.exclusive
     assert draft.plan.labels == ("gpu", "linux")
     assert draft.plan.retry == Retry(max=2, on=(RetryOn.AGENT_LOST, RetryOn.FAILED))
     assert read(write(draft)) == draft

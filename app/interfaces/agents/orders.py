@@ -43,6 +43,7 @@ def _assign(order: Assign) -> dict[str, Any]:
         "parameters": order.parameters,
         "inputs": [_input(each) for each in order.inputs],
         "timeout": order.timeout,
+        "exclusive": order.exclusive,
     }
 
 

@@ -43,6 +43,10 @@ class CreateWorkflowInput:
         "How long a task may wait, from a second; null: any time.", default=None
     )
     retry: RetryPolicyInput | None = attribute("When another attempt follows; null: never.", default=None)
+    exclusive: bool = attribute(
+        "Two runs of a task may never overlap: an agent that is cut off ends its work before another can have it.",
+        default=False,
+    )
     note: str = attribute("What is to be said about version 1, at most 500 characters.", default="")
     idempotency_key: str | None = attribute("Makes a repeated call return the first call's workflow.", default=None)
 
@@ -77,6 +81,7 @@ class UpdateWorkflowInput:
     timeout: timedelta | None = attribute("How long an attempt may run.", default=UNSET)
     queue_timeout: timedelta | None = attribute("How long a task may wait.", default=UNSET)
     retry: RetryPolicyInput | None = attribute("When another attempt follows.", default=UNSET)
+    exclusive: bool | None = attribute("Whether two runs of a task may never overlap.", default=UNSET)
     note: str = attribute("What is to be said about the new version, if there is one.", default="")
 
 
@@ -253,6 +258,7 @@ def _document(input: CreateWorkflowInput | UpdateWorkflowInput) -> dict[str, Any
         "timeout": _seconds(input.timeout),
         "queueTimeout": _seconds(input.queue_timeout),
         "retry": {"max": input.retry.max, "on": input.retry.on} if input.retry else input.retry,
+        "exclusive": input.exclusive,
     }
     return {name: value for name, value in given.items() if value is not UNSET}
 

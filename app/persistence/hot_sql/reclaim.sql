@@ -12,7 +12,7 @@ l AS MATERIALIZED (
 ),
 m AS MATERIALIZED (
   SELECT l.*, k.retry_max, k.retry_on, CASE l.cause WHEN 'unanswered' THEN 'ack_timeout' WHEN 'overdue' THEN 'timed_out'
-      WHEN 'restarted' THEN 'agent_restarted' ELSE 'agent_lost' END AS why,
+      WHEN 'restarted' THEN 'agent_restarted' WHEN 'declined' THEN 'agent_paused' ELSE 'agent_lost' END AS why,
     CASE WHEN l.state = 'queued' AND l.cause IN ('unanswered', 'silent') AND l.agent_id <> ALL(l.missed)
       THEN l.missed || l.agent_id ELSE l.missed END AS missing
   FROM l JOIN task k ON k.id = l.task_id

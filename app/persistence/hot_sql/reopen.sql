@@ -1,7 +1,7 @@
 -- Sessions whose closure is over, locked by the statement before, take work again. $1: agents; $2: closure's cap (s).
 WITH c AS MATERIALIZED (
   SELECT s.agent_id, s.session_no, s.slots FROM agent_session s JOIN agent a ON a.id = s.agent_id
-  WHERE s.agent_id = ANY($1::uuid[]) AND a.pause IS NULL AND s.left_at IS NULL
+  WHERE s.agent_id = ANY($1::uuid[]) AND a.pause IS NULL AND s.left_at IS NULL AND s.accepting
 ),
 s AS MATERIALIZED (
   SELECT s.agent_id, s.no FROM c JOIN slot s ON s.agent_id = c.agent_id

@@ -58,6 +58,9 @@ class WorkflowVersion(Node):
     timeout: timedelta | None = attribute("How long an attempt may run; null: without limit.")
     queue_timeout: timedelta | None = attribute("How long a task may wait for an agent; null: without limit.")
     retry: RetryPolicy = attribute("When another attempt follows.")
+    exclusive: bool = attribute(
+        "Two runs of a task never overlap: an agent that is cut off ends its work before another can have it."
+    )
     note: str = attribute("What its author said about it; may be empty.")
     created_at: datetime = attribute("When it was made.")
     row: strawberry.Private[domain.WorkflowVersion]
@@ -180,6 +183,7 @@ def version(value: domain.WorkflowVersion) -> WorkflowVersion:
         timeout=timedelta(seconds=plan.timeout) if plan.timeout else None,
         queue_timeout=None if plan.queue_timeout is None else timedelta(seconds=plan.queue_timeout),
         retry=RetryPolicy(max=plan.retry.max, on=list(plan.retry.on)),
+        exclusive=plan.exclusive,
         note=value.note,
         created_at=value.created_at,
         row=value,
