@@ -129,6 +129,10 @@ class LaunchOrder:
     key: str = field(repr=False)
 
 
+class LaunchRefused(Exception):
+    """A provisioner will not start this, however often it is asked; the sentence says why."""
+
+
 def agent_name(pool: str, launch_id: UUID) -> str:
     """What the agent of a launch is called: its pool, and what tells it from the pool's others."""
     return f"{pool}-{launch_id.hex[-8:]}"
@@ -139,7 +143,9 @@ def agent_name(pool: str, launch_id: UUID) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The provisioner has it, as far as it can tell."""
+    """The provisioner has it, as far as it can tell; `note` is what it still waits for."""
+
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,15 +185,16 @@ def step(state: LaunchState, seen: Sight) -> Step | None:
             return Step(V.START)
         case S.STARTING, Gone(error, counts):
             return Step(V.STOP, error, counts)
-        case S.STARTING, _ if seen.connected:
+        case S.STARTING, Alive() if seen.connected:
             return Step(V.CONNECT)
-        case S.STARTING, _ if seen.overdue:
-            return Step(V.STOP, f"its agent did not connect within {seen.deadline:g} s", counts=True)
+        case S.STARTING, Alive(note) if seen.overdue:
+            late = f"its agent did not connect within {seen.deadline:g} s"
+            return Step(V.STOP, f"{late}: {note}" if note else late, counts=True)
         case S.RUNNING, Gone(error, _):
             return Step(V.STOP, error)
         case S.DRAINING, Gone():
             return Step(V.STOP)
-        case S.DRAINING, _ if seen.overdue and not seen.busy:
+        case S.DRAINING, Alive() if seen.overdue and not seen.busy:
             return Step(V.STOP)
     return None
 

@@ -1,0 +1,1 @@
+"""Starts and ends the agents of pools. Adapters of the port `Provisioner`: they report, and never decide."""
