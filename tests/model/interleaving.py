@@ -42,6 +42,7 @@ class Actor:
 
     connection: Any  # asyncpg.Connection
     changed: asyncio.Event
+    commits: int = 0
     standing: bool = False
     done: bool = False
     task: "asyncio.Task[Any] | None" = None
@@ -107,6 +108,7 @@ class _Connection:
             raise
         else:
             await connection.execute("COMMIT")
+            self._actor.commits += 1
         finally:
             self._inside = False
 
@@ -128,20 +130,43 @@ class Explorer:
         self.blocked = 0  # steps that waited for a lock
         self.switches = 0
 
-    async def explore(self, operations: Sequence[Operation], choose: Choose) -> list[Any]:
-        """What each operation returned or raised, in order. An AssertionError where they wait for each other."""
+    async def explore(
+        self, operations: Sequence[Operation], choose: Choose, *, look: Callable[[], Awaitable[None]]
+    ) -> list[Any]:
+        """What each operation returned or raised, in order. An AssertionError where they wait for each other.
+
+        After each commit `look` sees what anybody could see then.
+        """
         changed = asyncio.Event()
         actors = [Actor(connection, changed) for connection in self._connections[: len(operations)]]
         for actor, operation in zip(actors, operations, strict=True):
             actor.task = asyncio.create_task(actor.perform(operation, self._timings))
+        try:
+            await self._lead(actors, changed, choose, look)
+        except BaseException:
+            for actor in actors:
+                assert actor.task is not None
+                actor.task.cancel()
+            raise
+        finally:
+            results = await asyncio.gather(*(a.task for a in actors if a.task), return_exceptions=True)
+        return list(results)
+
+    async def _lead(
+        self, actors: Sequence[Actor], changed: asyncio.Event, choose: Choose, look: Callable[[], Awaitable[None]]
+    ) -> None:
         last: Actor | None = None
+        seen = 0
         while not all(actor.done for actor in actors):
-            if standing := await self._come_to_rest(actors, changed):
+            standing = await self._come_to_rest(actors, changed)
+            if (commits := sum(actor.commits for actor in actors)) > seen:
+                seen = commits
+                await look()
+            if standing:
                 chosen = actors[choose([actors.index(actor) for actor in standing])]
                 self.switches += last is not None and chosen is not last
                 last = chosen
                 chosen.let_go()
-        return list(await asyncio.gather(*(a.task for a in actors if a.task), return_exceptions=True))
 
     async def _come_to_rest(self, actors: Sequence[Actor], changed: asyncio.Event) -> list[Actor]:
         """Wait until every operation has ended, stands before a step, or waits for a lock; those that stand."""

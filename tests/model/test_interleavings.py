@@ -241,12 +241,17 @@ async def meet(here: World, exploring: Explorer, race: Race, choose: Choose) -> 
     def bound(act: Act) -> Operation:
         return lambda hot: act(hot, scene)
 
-    results = await exploring.explore([bound(act) for act in race.acts], choose)
+    witness = Witness()
+
+    async def look() -> None:
+        witness.check(await Present.read(here.database, here.team))
+
+    results = await exploring.explore([bound(act) for act in race.acts], choose, look=look)
     for result in results:
         if isinstance(result, BaseException):
             raise result
     race.verdict(scene, results)
-    Witness().check(await Present.read(here.database, here.team))
+    await look()
 
 
 @pytest.fixture
