@@ -12,6 +12,7 @@ from uuid import UUID
 
 from app.domain import parameters
 from app.domain.errors import (
+    FAULTS,
     BadRequest,
     CursorExpired,
     DomainError,
@@ -45,6 +46,7 @@ from app.services.workflows import ResolvedVersion, WorkflowService
 
 MAX_TOTAL = 10_001
 """Where counting stops: lists say "more than 10,000"."""
+MAX_SUBMIT = 100  # tasks of one call
 MAX_CANCEL = 100  # tasks of one call
 EVENTS = 256  # of one page
 POSITIONS = 1000  # where counting the tasks ahead stops
@@ -95,6 +97,16 @@ class TaskService:
         viewer.require(Permission.RUN, team_id)
         check(wanted)
         return await self._submit(viewer, team_id, wanted, operation="submitTask", retry_of=None)
+
+    async def submit_many(self, viewer: Viewer, runs: Sequence[tuple[UUID, Submit]]) -> list[TaskRecord | DomainError]:
+        """Submit 1 to 100 runs, each with its team; one task or refusal for each, in order: none stops another.
+
+        What is no refusal but a fault (`FAULTS`) is raised: each of them may then have been stored.
+        """
+        if not 1 <= len(runs) <= MAX_SUBMIT:
+            raise BadRequest(f"expected 1 to {MAX_SUBMIT} runs, found {len(runs)}", path=("tasks",))
+        made = await asyncio.gather(*(self.submit(viewer, *run) for run in runs), return_exceptions=True)
+        return [_made(each) for each in made]
 
     async def rerun(
         self,
@@ -286,6 +298,12 @@ def _checked(page: EventPage, part: EventSlice | None) -> EventSlice | DomainErr
     if after.seq < part.last and page.limit > 0 and (not part.events or part.events[0].seq != after.seq + 1):
         return CursorExpired(f"the events after number {after.seq} of this task are no longer kept")
     return part
+
+
+def _made(outcome: TaskRecord | BaseException) -> TaskRecord | DomainError:
+    if isinstance(outcome, TaskRecord) or (isinstance(outcome, DomainError) and outcome.code not in FAULTS):
+        return outcome
+    raise outcome
 
 
 def _asked(wanted: Submit, retry_of: UUID | None) -> dict[str, Any]:

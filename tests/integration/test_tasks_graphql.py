@@ -62,6 +62,16 @@ mutation($input: SubmitTaskInput!) {
   }
 }
 """
+SUBMIT_MANY = """
+mutation($input: SubmitTasksInput!) {
+  submitTasks(input: $input) {
+    __typename
+    ... on SubmitTasksSuccess {
+      results { task { id state } refusal { __typename code ... on IdempotencyConflict { first } } }
+    }
+  }
+}
+"""
 EVENTS = """
 subscription($id: ID!, $after: String) {
   taskEvents(taskId: $id, after: $after) {
@@ -381,3 +391,33 @@ async def test_agent_lists_are_told_who_changed(world: World) -> None:
 
 async def is_queued(world: World, task_id: Any) -> bool:
     return (await world.tasks.get(world.owner, task_id)).state is TaskState.QUEUED
+
+
+async def test_of_several_submits_at_once_each_gets_its_own_answer(world: World) -> None:
+    good = {"workflow": "render", "parameters": {"title": "A"}, "idempotencyKey": "one"}
+    wrong = {"workflow": "render", "parameters": {"title": 1}}
+    unknown = {"workflow": "nothing"}
+    first = await submit(world, idempotencyKey="one")
+
+    answer = await ask(world, SUBMIT_MANY, input={"tasks": [good, wrong, {**good, "priority": 9}, unknown]})
+
+    stored, faulty, conflict, missing = answer["submitTasks"]["results"]
+    assert stored == {"task": first["task"] | {"state": stored["task"]["state"]}, "refusal": None}
+    assert (faulty["task"], faulty["refusal"]["code"]) == (None, "INVALID_PARAMETERS")
+    assert conflict["refusal"] == {
+        "__typename": "IdempotencyConflict",
+        "code": "IDEMPOTENCY_CONFLICT",
+        "first": first["task"]["id"],
+    }
+    assert missing["refusal"]["code"] == "NOT_FOUND"
+
+
+async def test_more_submits_than_a_call_may_have_are_refused_whole(world: World) -> None:
+    one = {"workflow": "render", "parameters": {"title": "A"}}
+
+    result = await SCHEMA.execute(
+        SUBMIT_MANY, variable_values={"input": {"tasks": [one] * 101}}, context_value=context(world)
+    )
+
+    assert result.errors is not None
+    assert "expected 1 to 100 runs, found 101" in result.errors[0].message

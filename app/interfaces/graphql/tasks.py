@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import strawberry
 from strawberry.scalars import JSON
 
-from app.domain.errors import BadRequest
+from app.domain.errors import BadRequest, DomainError
 from app.domain.ids import Kind, decode
 from app.interfaces.graphql.context import Info
 from app.interfaces.graphql.declare import Noun, argument, attribute, global_id, input_type, object_type, union
@@ -22,7 +22,7 @@ from app.interfaces.graphql.types.refusal import (
 )
 from app.interfaces.graphql.types.task import Task, load_tasks, task, team_of
 from app.services.access import Permission
-from app.services.tasks import CancelOutcome, Submit
+from app.services.tasks import CancelOutcome, Submit, TaskRecord
 
 
 @input_type()
@@ -55,6 +55,31 @@ SubmitTaskResult = Annotated[
     SubmitTaskSuccess | InvalidParameters | IdempotencyConflict | WrongState | CommonRefusals,
     union("SubmitTaskResult"),
 ]
+
+
+@input_type()
+class SubmitTasksInput:
+    """Several runs at once."""
+
+    tasks: list[SubmitTaskInput] = attribute("1 to 100 runs, each by itself: one that is refused stops no other.")
+
+
+@object_type()
+class SubmitTasksResultItem:
+    """What became of one run: its task, or the refusal that stopped it."""
+
+    task: Task | None = attribute("The task; null with a refusal.")
+    refusal: Refusal | None = attribute("Why it was not stored; null where it was.")
+
+
+@object_type()
+class SubmitTasksSuccess:
+    """Every run was looked at."""
+
+    results: list[SubmitTasksResultItem] = attribute("One for each run, in order.")
+
+
+SubmitTasksResult = Annotated[SubmitTasksSuccess | CommonRefusals, union("SubmitTasksResult")]
 
 
 @input_type()
@@ -115,19 +140,19 @@ class TaskMutations:
         self, info: Info, input: Annotated[SubmitTaskInput, argument("What to run.")]
     ) -> SubmitTaskResult:
         """Run a workflow. Answered once the task is stored; `taskEvents` tells the rest."""
-        wanted = Submit(
-            workflow=input.workflow,
-            version=input.version,
-            parameters=_values(input.parameters),
-            priority=input.priority,
-            tags=tuple(input.tags or ()),
-            timeout=_seconds(input.timeout),
-            queue_timeout=_seconds(input.queue_timeout),
-            idempotency_key=input.idempotency_key,
-        )
         viewer = info.context.viewer
-        made = await info.context.services.tasks.submit(viewer, team_of(viewer, input.team_id), wanted)
+        made = await info.context.services.tasks.submit(viewer, team_of(viewer, input.team_id), _wanted(input))
         return SubmitTaskSuccess(task=task(made))
+
+    @mutation(Permission.RUN)
+    async def submit_tasks(
+        self, info: Info, input: Annotated[SubmitTasksInput, argument("What to run.")]
+    ) -> SubmitTasksResult:
+        """Run several workflows, or one several times. Answered once each run is stored or refused."""
+        viewer = info.context.viewer
+        runs = [(team_of(viewer, each.team_id), _wanted(each)) for each in input.tasks]
+        made = await info.context.services.tasks.submit_many(viewer, runs)
+        return SubmitTasksSuccess(results=[_submitted(each) for each in made])
 
     @mutation(Permission.CANCEL_OWN)
     async def cancel_tasks(
@@ -150,6 +175,26 @@ class TaskMutations:
             idempotency_key=input.idempotency_key,
         )
         return RerunTaskSuccess(task=task(made))
+
+
+def _wanted(input: SubmitTaskInput) -> Submit:
+    return Submit(
+        workflow=input.workflow,
+        version=input.version,
+        parameters=_values(input.parameters),
+        priority=input.priority,
+        tags=tuple(input.tags or ()),
+        timeout=_seconds(input.timeout),
+        queue_timeout=_seconds(input.queue_timeout),
+        idempotency_key=input.idempotency_key,
+    )
+
+
+def _submitted(made: TaskRecord | DomainError) -> SubmitTasksResultItem:
+    if isinstance(made, DomainError):
+        refusal = refusal_of(made, first=lambda id: global_id(Kind.TASK, id))
+        return SubmitTasksResultItem(task=None, refusal=refusal)
+    return SubmitTasksResultItem(task=task(made), refusal=None)
 
 
 async def _cancelled(info: Info, outcome: CancelOutcome) -> CancelTaskResult:
