@@ -22,7 +22,7 @@ KILLED = -9  # exit code of what SIGKILL ended
 PATIENCE = 60.0  # seconds that a busy machine may take for what is quick on an idle one
 SCALE = 0.1
 LEASE, ACKNOWLEDGE, SWEEP, GRACE = 30 * SCALE, 10 * SCALE, 5 * SCALE, 60 * SCALE  # seconds, with `QUICK`
-QUICK: Mapping[str, str] = {"RUNYARD_TIME_SCALE": str(SCALE), "RUNYARD_OPERATION": "100"}
+QUICK = {"RUNYARD_TIME_SCALE": str(SCALE), "RUNYARD_OPERATION": "100"}
 """Settings by which the clock of leases runs ten times as fast; an operation keeps its 10 s."""
 
 
@@ -55,20 +55,20 @@ async def pair(
     *workflows: str,
     near: Mapping[str, str] | None = None,
     far: Mapping[str, str] | None = None,
-    **both: str,
+    both: Mapping[str, str] | None = None,
 ) -> Pair:
-    """Two replicas that serve, with a team that was made over the near one.
+    """Two replicas that serve, with a team that was made over the far one, before the near one began.
 
-    `near` and `far` are further environment of one of them and win over `both` and `servers`. Neither has a failpoint
-    while the team is made unless it is given here.
+    `near` and `far` are further environment of one of them and win over that of `both` and of `servers`: what is to go
+    wrong with one replica is the near one's.
     """
-    settings = {**servers.settings, **both}
-    first = world.replica("near", **{**settings, **(near or {})})
-    second = world.replica("far", **{**settings, **(far or {})})
-    await first.start()
-    team = await set_up(first, *workflows)  # first: each replica that finds no user yet replaces the link
-    await second.start()
-    return Pair(first, second, team)
+    settings = {**servers.settings, **(both or {})}
+    healthy = world.replica("far", **{**settings, **(far or {})})
+    faulty = world.replica("near", **{**settings, **(near or {})})
+    await healthy.start()
+    team = await set_up(healthy, *workflows)  # first: each replica that finds no user yet replaces the link
+    await faulty.start()
+    return Pair(faulty, healthy, team)
 
 
 async def ready(replica: Replica) -> dict[str, Any]:
@@ -110,20 +110,30 @@ async def whole(database_url: str, *, ended: int | None = None, keyed: bool = Fa
 
 
 async def all_ended(database_url: str, count: int, *, within: float = PATIENCE) -> None:
-    """Return once `count` tasks have ended."""
+    """Return once so many tasks have ended."""
+    await count_of(database_url, "task_end", count, within=within)
+
+
+async def all_in(database_url: str, state: str, count: int, *, within: float = PATIENCE) -> None:
+    """Return once so many living tasks are in this state."""
+    await count_of(database_url, f"task_live WHERE state = '{state}'", count, within=within)
+
+
+async def count_of(database_url: str, rows: str, count: int, *, within: float = PATIENCE) -> None:
+    """Return once exactly so many `rows` are there: a table, with a condition where it needs one."""
     async with admin(database_url) as connection:
 
-        async def ended() -> bool:
-            return bool(await connection.fetchval("SELECT count(*) FROM task_end") >= count)
+        async def there() -> bool:
+            return bool(await connection.fetchval(f"SELECT count(*) FROM {rows}") == count)
 
-        await until(ended, within=within, every=0.1, what=f"{count} tasks end")
+        await until(there, within=within, every=0.1, what=f"{count} of {rows}")
 
 
 async def log_of(database_url: str, task_id: str) -> list[Row]:
     """The events of a task as the table has them: `{seq, kind, body}`, in order."""
     async with admin(database_url) as connection:
         rows = await connection.fetch(
-            "SELECT seq, kind, body::text AS body FROM task_event WHERE task_id = $1 ORDER BY seq", UUID(task_id)
+            "SELECT seq, kind, body::text AS body FROM task_event WHERE task_id = $1 ORDER BY seq", _uuid(task_id)
         )
     return [{"seq": row["seq"], "kind": row["kind"], "body": orjson.loads(row["body"])} for row in rows]
 
@@ -138,11 +148,16 @@ async def present(database_url: str, task_id: str) -> Row:
     async with admin(database_url) as connection:
         for table in ("task_live", "task_end"):
             text = await connection.fetchval(
-                f"SELECT to_jsonb(t)::text FROM {table} t WHERE task_id = $1", UUID(task_id)
+                f"SELECT to_jsonb(t)::text FROM {table} t WHERE task_id = $1", _uuid(task_id)
             )
             if text is not None:
                 return dict(orjson.loads(text))
     raise AssertionError(f"task {task_id} is not there")
+
+
+def _uuid(task_id: str) -> UUID:
+    """Of an id of the table or of GraphQL."""
+    return UUID(task_id.rpartition("_")[2])
 
 
 _OF_KEYS = "SELECT count(*) FROM idempotency i JOIN task t ON t.id = i.task_id AND t.team_id = i.team_id"
