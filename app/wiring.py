@@ -167,7 +167,7 @@ async def _services(
     stack.push_async_callback(feed.close)
 
     link_life = timedelta(seconds=settings.signed_url)
-    workflows = WorkflowService(labels_named=_offer_anew(database, scheduler))
+    workflows = WorkflowService(labels_named=_offer_anew(database, scheduler), limits_changed=scheduler.changed)
     uploads = UploadService(store, largest=settings.max_upload, link_life=link_life)
     outputs = OutputService(store, limits=_output_limits(settings), link_life=link_life)
     tasks = TaskService(

@@ -2,9 +2,9 @@
 
 A lane holds the tasks of one submitter with one requirement; a requirement and an offer are label sets, interned and
 immutable, compared as bit masks. Order of tasks: priority, then the submitter that holds fewest slots, then the task's
-id (first in, first out for each submitter). Order of slots: the lowest slot number, then the agent's id, which spreads
-work over the least-loaded agents first and is stable. The caller reads at most k heads for a lane and k slots
-for an offer: whoever runs into that limit asks for another pass.
+id (first in, first out for each submitter). A task whose concurrency key has no room is passed over. Order of slots:
+the lowest slot number, then the agent's id, which spreads work over the least-loaded agents first and is stable. The
+caller reads at most k heads for a lane and k slots for an offer: whoever runs into that limit asks for another pass.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,6 +51,7 @@ class Head:
     rank: int
     submitter_id: UUID
     requirement: int
+    key_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Assignment:
     rank: int
     agent_id: UUID
     slot_no: int
+    key_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Held:
 class Plan:
     assignments: tuple[Assignment, ...] = ()
     held: tuple[Held, ...] = ()
+    barred: tuple[UUID, ...] = ()  # tasks that were passed over, since their concurrency key is held
 
 
 def plan(
@@ -90,17 +93,21 @@ def plan(
     *,
     offers: Mapping[int, int],
     holding: Mapping[UUID, int],
+    rooms: Mapping[UUID, int] | None = None,
 ) -> Plan:
     """Pair heads with slots, each slot once.
 
     `offers`: offer id -> label mask, of every live agent, busy ones too: they tell "all busy" from "nobody".
-    `holding`: submitter -> slots held now. Heads of one lane come in the order of rank and id.
+    `holding`: submitter -> slots held now. `rooms`: concurrency key -> how many more may hold it, any number of those
+    that are not there. Heads of one lane come in the order of rank and id.
     """
     lanes = _by_lane(heads)
     free = _Free(slots, offers)
     held_by = dict(holding)
     assignments: list[Assignment] = []
     held: list[Held] = []
+    barred: list[UUID] = []
+    room = dict(rooms or {})
     queue = [_key(lane[0], held_by) for lane in lanes.values()]
     heapify(queue)
     while queue:
@@ -110,16 +117,23 @@ def plan(
         if (now := _key(head, held_by)) != key:  # its submitter was given a slot since
             heappush(queue, now)
             continue
-        slot = free.take(head.requirement)
-        if slot is None:
+        passed = head.key_id is not None and room.get(head.key_id, 1) <= 0
+        slot = None if passed else free.take(head.requirement)
+        if passed:
+            barred.append(head.task_id)
+        elif slot is None:
             held.append(Held(head.lane_id, tuple(h.task_id for h in lane), free.why_not(head.requirement)))
             continue
-        assignments.append(Assignment(head.task_id, head.lane_id, head.rank, slot.agent_id, slot.no))
-        held_by[head.submitter_id] = held_by.get(head.submitter_id, 0) + 1
+        else:
+            taken = Assignment(head.task_id, head.lane_id, head.rank, slot.agent_id, slot.no, head.key_id)
+            assignments.append(taken)
+            held_by[head.submitter_id] = held_by.get(head.submitter_id, 0) + 1
+            if head.key_id in room:
+                room[head.key_id] -= 1
         del lane[0]
         if lane:
             heappush(queue, _key(lane[0], held_by))
-    return Plan(tuple(assignments), tuple(held))
+    return Plan(tuple(assignments), tuple(held), tuple(barred))
 
 
 _Key = tuple[int, int, UUID, int]

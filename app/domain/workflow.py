@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from app.domain.concurrency import Concurrency, read_concurrency, write_concurrency
 from app.domain.errors import Fault, InvalidInput, NotFound
 from app.domain.ids import Kind, decode
 from app.domain.parameters import Parameter, read_definitions, write_definitions
@@ -61,6 +62,7 @@ class Plan:
     timeout: float = 0.0
     queue_timeout: float | None = None
     retry: Retry = field(default_factory=Retry)
+    concurrency: Concurrency | None = None
     exclusive: bool = False  # an agent that is cut off ends its work before another one can be given the task
 
 
@@ -118,6 +120,7 @@ class WorkflowRef:
 _FIELDS = (
     *("slug", "name", "description"),
     *("runtime", "definition", "parameters", "labels", "timeout", "queueTimeout", "retry", "exclusive"),
+    "concurrency",
 )
 _SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _PINNED = re.compile(r"(?P<name>[^@]+)@(?P<number>[1-9][0-9]{0,8})")
@@ -136,16 +139,7 @@ def read(document: object, *, path: tuple[str, ...] = ()) -> Draft:
         slug=slug,
         name=reader.text("name", shortest=1, longest=255, default=None if slug == "" else slug),
         description=reader.text("description", longest=2000, default=""),
-        plan=Plan(
-            runtime=runtime or Runtime.COMMAND,
-            definition=_definition(reader, runtime),
-            parameters=_parameters(reader),
-            labels=_labels(reader),
-            timeout=float(reader.number("timeout", low=0, high=MAX_SECONDS) or 0),
-            queue_timeout=_queue_timeout(reader),
-            retry=_retry(reader),
-            exclusive=reader.flag("exclusive"),
-        ),
+        plan=_plan(reader, runtime),
     )
     reader.finish()
     return draft
@@ -172,6 +166,7 @@ def write_plan(plan: Plan) -> dict[str, Any]:
         "queueTimeout": plan.queue_timeout,
         "retry": write_retry(plan.retry),
         "exclusive": plan.exclusive,
+        "concurrency": write_concurrency(plan.concurrency),
     }
 
 
@@ -213,6 +208,24 @@ def check_note(note: str) -> str:
 def normalise_label(label: str) -> str:
     """The form in which labels are compared."""
     return label.strip().lower()
+
+
+def _plan(reader: Reader, runtime: Runtime | None) -> Plan:
+    definition = _definition(reader, runtime)
+    before = len(reader.faults)
+    parameters = _parameters(reader)
+    broken = len(reader.faults) > before
+    return Plan(
+        runtime=runtime or Runtime.COMMAND,
+        definition=definition,
+        parameters=parameters,
+        labels=_labels(reader),
+        timeout=float(reader.number("timeout", low=0, high=MAX_SECONDS) or 0),
+        queue_timeout=_queue_timeout(reader),
+        retry=_retry(reader),
+        exclusive=reader.flag("exclusive"),
+        concurrency=read_concurrency(reader, None if broken else parameters),
+    )
 
 
 def _slug(reader: Reader) -> str:

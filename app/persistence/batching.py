@@ -32,6 +32,7 @@ from app.persistence.hot import (
     Finished,
     Hot,
     NewTask,
+    Parked,
     Placed,
     Planned,
     Report,
@@ -185,6 +186,12 @@ class BatchedHot:
     async def hold(self, task_ids: Sequence[UUID]) -> list[tuple[UUID, UUID, Event]]:
         # Not those that a pool is starting an agent for: they wait for it, and their launch says until when.
         return await self._hot.hold(task_ids, states=(TaskState.PENDING,))
+
+    async def park(self, task_ids: Sequence[UUID]) -> list[Parked]:
+        return await self._hot.park(task_ids)
+
+    async def wake(self, team_id: UUID, key_ids: Collection[UUID] | None) -> set[tuple[UUID, int]]:
+        return await self._hot.wake(team_id, key_ids)
 
     async def cancel(
         self, team_id: UUID, task_ids: Sequence[UUID], *, reason: str, states: Collection[TaskState] | None = None

@@ -25,6 +25,7 @@ from uuid import UUID
 import asyncpg
 
 from app import failpoints
+from app.domain.concurrency import MAX_LIMIT
 from app.domain.events import Event, EventKind
 from app.domain.lease import Lease
 from app.domain.task import LEASED, TaskState, Verb, after, sources
@@ -39,6 +40,7 @@ from app.persistence.hot_items import (
     Finish,
     Finished,
     NewTask,
+    Parked,
     Placed,
     Planned,
     Reclaimed,
@@ -62,6 +64,7 @@ __all__ = [
     "Finished",
     "Hot",
     "NewTask",
+    "Parked",
     "Placed",
     "Planned",
     "Reclaimed",
@@ -139,6 +142,7 @@ class Hot:
             [item.agent_id for item in plan],
             [item.slot_no for item in plan],
             sources(Verb.ASSIGN),
+            [item.key_id for item in plan],
         )
         return [
             Placed(
@@ -159,6 +163,23 @@ class Hot:
         """Back to waiting, from one of `states`; (team, task, event) of those that moved."""
         rows = await self._run("hold", list(task_ids), [*states])
         return [(row["team_id"], row["task_id"], _status(row, "event_seq")) for row in rows]
+
+    async def park(self, task_ids: Sequence[UUID]) -> list[Parked]:
+        """Out of the queue with what found its concurrency key held. Whoever parks calls `wake` afterwards."""
+        rows = await self._run("park", list(task_ids), sources(Verb.HOLD), sources(Verb.ASSIGN))
+        return [
+            Parked(r["team_id"], r["task_id"], r["key_id"], None if r["body"] is None else _status(r, "event_seq"))
+            for r in rows
+        ]
+
+    async def wake(self, team_id: UUID, key_ids: Collection[UUID] | None) -> set[tuple[UUID, int]]:
+        """Back into the queue with as many parked tasks as their keys have room for; None: of every key of the team.
+
+        Returns (key, lane) of those that moved. Repeat until nothing moves: what has ended is dropped on the way.
+        """
+        keys = None if key_ids is None else list(key_ids)
+        rows = await self._run("wake", team_id, keys, MAX_LIMIT)
+        return {(row["key_id"], row["lane_id"]) for row in rows}
 
     async def acknowledge(self, items: Sequence[Fenced]) -> list[Acknowledged]:
         """queued -> running. A lease acknowledged before gets the same answer without an event."""
@@ -185,7 +206,7 @@ class Hot:
         ids = list(dict.fromkeys(task_ids))
         leaving = [state for state in sources(Verb.CANCEL) if states is None or state in states]
         rows = await self._run("cancel", ids, team_id, leaving, reason)
-        done = {r["task_id"]: Cancelled(r["task_id"], _CANCELLED, _status(r, "seq"), r["agent_id"]) for r in rows}
+        done = {r["task_id"]: _cancelled(r) for r in rows}
         if missing := [task_id for task_id in ids if task_id not in done]:
             ended = await self.fetch(_ENDED, missing, team_id)
             done |= {r["task_id"]: Cancelled(r["task_id"], TaskState(r["state"])) for r in ended}
@@ -209,7 +230,7 @@ class Hot:
         """Bring back tasks whose pause is over, and fail those whose queue timeout has passed. By any replica."""
         rows = await self._run("due", limit, sources(Verb.EXPIRE), PUT_OFF)
         return [
-            Due(r["team_id"], r["task_id"], r["lane_id"], TaskState.FAILED, _status(r, "seq"))
+            Due(r["team_id"], r["task_id"], r["lane_id"], TaskState.FAILED, _status(r, "seq"), r["key_id"])
             if r["verdict"] == "expire"
             else Due(r["team_id"], r["task_id"], r["lane_id"], TaskState.WAITING)
             for r in rows
@@ -231,12 +252,12 @@ class Hot:
 
     async def _submit(self, items: Sequence[tuple[int, NewTask]], results: dict[int, SubmitResult]) -> None:
         lanes = await self._lanes_of([item for _, item in items])
-        rows = await self._run("submit", *_columns([(n, *fields(item, lanes)) for n, item in items], 19))
+        rows = await self._run("submit", *_columns([(n, *fields(item, lanes)) for n, item in items], 21))
         by_number = dict(items)
         for row in rows:
             item = by_number[row["n"]]
             if row["task_id"] is not None:
-                results[row["n"]] = created(row, lanes[lane_of(item)])
+                results[row["n"]] = created(row, lanes[lane_of(item)], item)
             elif item.key is None:
                 results[row["n"]] = SubmitResult(refusal(row))
         if keyed := [row for row in rows if row["n"] not in results]:
@@ -379,7 +400,12 @@ def _finished(row: Record, item: Finish, reports: Reports) -> Finished:
         (*events, _status(row, "seq")),
         freed=item.lease.agent_id,
         revision=row["revision"] or 0,
+        key_id=row["key_id"],
     )
+
+
+def _cancelled(row: Record) -> Cancelled:
+    return Cancelled(row["task_id"], _CANCELLED, _status(row, "seq"), row["agent_id"], row["key_id"])
 
 
 _CANCELLED = after(TaskState.RUNNING, Verb.CANCEL)

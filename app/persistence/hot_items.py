@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from app.domain.concurrency import OnCollision, key_id
 from app.domain.events import Event
 from app.domain.lease import Lease
 from app.domain.task import TaskState
@@ -32,6 +33,13 @@ class NewTask:
     own_lane: bool = False  # `requirement_id` names the workflow too, since an agent key is pinned to it
     key: str | None = None  # idempotency, already scoped to (caller, operation)
     hash: bytes | None = None
+    concurrency_key: str | None = None  # what the workflow's key comes to
+    on_collision: OnCollision = OnCollision.QUEUE
+
+    @property
+    def key_id(self) -> UUID | None:
+        """What stands for its concurrency key in the tables."""
+        return None if self.concurrency_key is None else key_id(self.workflow_id, self.concurrency_key)
 
 
 class SubmitStatus(StrEnum):
@@ -49,6 +57,7 @@ class SubmitResult:
     lane_id: int | None = None
     state: TaskState | None = None  # pending, or waiting behind older waiters of its lane
     events: tuple[Event, ...] = ()
+    parked: UUID | None = None  # the concurrency key that it waits for, behind others of its lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,7 @@ class Planned:
     rank: int
     agent_id: UUID
     slot_no: int
+    key_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +157,7 @@ class Finished:
     expected: int = 0
     freed: UUID | None = None  # the agent whose slot became free
     revision: int = 0  # of the latest values, as the task ended with them
+    key_id: UUID | None = None  # the concurrency key that is held by one less
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +168,17 @@ class Cancelled:
     state: TaskState | None
     event: Event | None = None
     agent_id: UUID | None = None  # whose slot stays taken until it releases
+    key_id: UUID | None = None  # the concurrency key that it waited for, or holds until its slot is free
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A task that waits for its concurrency key; `event` where it was told that it waits only now."""
+
+    team_id: UUID
+    task_id: UUID
+    key_id: UUID
+    event: Event | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +203,7 @@ class Due:
     lane_id: int
     state: TaskState
     event: Event | None = None
+    key_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,8 @@ def fields(item: NewTask, lanes: dict[LaneKey, int]) -> tuple[Any, ...]:
         item.key,
         item.hash,
         item.own_lane,
+        item.concurrency_key,
+        item.key_id,
     )
 
 
@@ -54,12 +56,13 @@ def refusal(row: Record) -> SubmitStatus:
     return SubmitStatus.STALE_VERSION if row["known"] else SubmitStatus.WORKFLOW_GONE
 
 
-def created(row: Record, lane_id: int) -> SubmitResult:
+def created(row: Record, lane_id: int, item: NewTask) -> SubmitResult:
     events = [Event(1, row["at"], EventKind.STATUS, _moved(None, TaskState.PENDING))]
     if row["behind"]:
         events.append(Event(2, row["at"], EventKind.STATUS, _moved(TaskState.PENDING, TaskState.WAITING)))
     state = TaskState.WAITING if row["behind"] else TaskState.PENDING
-    return SubmitResult(SubmitStatus.CREATED, row["task_id"], lane_id, state, tuple(events))
+    parked = item.key_id if row["parked"] else None
+    return SubmitResult(SubmitStatus.CREATED, row["task_id"], lane_id, state, tuple(events), parked)
 
 
 def _moved(before: TaskState | None, state: TaskState) -> dict[str, Any]:

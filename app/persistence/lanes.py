@@ -74,6 +74,11 @@ _MOVE = """
 WITH m AS MATERIALIZED (
   SELECT * FROM unnest($1::uuid[], $2::int[], $3::smallint[], $4::int[]) AS t(task_id, lane_id, rank, own)
 ),
-l AS (UPDATE task_live v SET lane_id = m.own FROM m WHERE v.task_id = m.task_id)
+l AS (UPDATE task_live v SET lane_id = m.own FROM m WHERE v.task_id = m.task_id),
+b AS (
+  UPDATE blocked b SET lane_id = m.own FROM m JOIN task_live v ON v.task_id = m.task_id
+  WHERE b.team_id = v.team_id AND b.key_id = v.key_id AND b.lane_id = m.lane_id AND b.rank = m.rank
+    AND b.task_id = m.task_id
+)
 UPDATE ready r SET lane_id = m.own FROM m WHERE r.lane_id = m.lane_id AND r.rank = m.rank AND r.task_id = m.task_id
 """

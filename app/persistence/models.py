@@ -185,6 +185,7 @@ class WorkflowVersionRow(Model):
     timeout = fields.FloatField()  # seconds from the acknowledgement, 0: none
     queue_timeout = fields.FloatField(null=True)  # seconds, None: none
     retry: Any = fields.JSONField()  # {"max": 0, "on": ["agent_lost", ...]}
+    concurrency: Any = fields.JSONField(null=True)  # {"key": "..", "limit": 1, "onCollision": "queue"}, None: none
     exclusive = fields.BooleanField(db_default=False)  # who is cut off ends its work before another can have it
     note = fields.CharField(max_length=500)
     created_by: fields.ForeignKeyRelation[UserRow] = fields.ForeignKeyField(

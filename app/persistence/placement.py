@@ -4,11 +4,12 @@ None of them locks or concludes: the statement `place` takes what still holds. T
 not move with the size of the queue.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from app.domain.concurrency import MAX_LIMIT
 from app.domain.placement import FreeSlot
 from app.persistence.database import Database
 
@@ -31,6 +32,7 @@ class Waiter:
     lane_id: int
     rank: int
     task_id: UUID
+    key_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,7 @@ class Standing:
 
 
 class PlacementReads:
-    """Each method is one statement."""
+    """Each method is one statement, but `rooms` of a key that was never seen."""
 
     def __init__(self, database: Database) -> None:
         self._hot = database.hot
@@ -85,7 +87,15 @@ class PlacementReads:
     async def heads(self, lane_ids: Collection[int], *, depth: int) -> list[Waiter]:
         """The first `depth` tasks of each lane, in the lane's order."""
         rows = await self._hot.fetch(_HEADS, list(lane_ids), depth)
-        return [Waiter(row["lane_id"], row["rank"], row["task_id"]) for row in rows]
+        return [Waiter(row["lane_id"], row["rank"], row["task_id"], row["key_id"]) for row in rows]
+
+    async def rooms(self, keys: Mapping[UUID, UUID]) -> dict[UUID, int]:
+        """How many more tasks may hold each of these concurrency keys, given with a task of each; see `place`."""
+        rows = await self._hot.fetch(_ROOMS, list(keys))
+        if missing := sorted(keys.keys() - {row["key_id"] for row in rows}):
+            await self._hot.fetch(_SEMAPHORES, missing, [keys[key] for key in missing])
+            rows += await self._hot.fetch(_ROOMS, missing)
+        return {row["key_id"]: row["room"] for row in rows}
 
     async def free_slots(self, team_id: UUID, offer_ids: Collection[int], *, depth: int) -> list[FreeSlot]:
         """The first `depth` free slots of each offer, the lowest slot numbers first."""
@@ -132,7 +142,11 @@ def _order(row: Any) -> Order:
     )
 
 
-_WAITING_TEAMS = "SELECT DISTINCT team_id FROM lane l WHERE EXISTS (SELECT FROM ready r WHERE r.lane_id = l.id)"
+_WAITING_TEAMS = """
+SELECT team_id FROM lane l WHERE EXISTS (SELECT FROM ready r WHERE r.lane_id = l.id)
+UNION
+SELECT t.id FROM team t CROSS JOIN LATERAL (SELECT FROM blocked b WHERE b.team_id = t.id LIMIT 1) parked
+"""
 
 _LANES = """
 SELECT l.id, l.submitter_id, r.labels FROM lane l JOIN requirement r ON r.id = l.requirement_id
@@ -142,10 +156,20 @@ WHERE l.team_id = $1 AND l.id > $2
 _OFFERS = "SELECT id, labels FROM offer WHERE team_id = $1 AND id > $2"
 
 _HEADS = """
-SELECT h.lane_id, h.rank, h.task_id FROM unnest($1::int[]) AS w(lane_id)
+SELECT h.lane_id, h.rank, h.task_id, h.key_id FROM unnest($1::int[]) AS w(lane_id)
 CROSS JOIN LATERAL (
-  SELECT r.lane_id, r.rank, r.task_id FROM ready r WHERE r.lane_id = w.lane_id ORDER BY r.rank, r.task_id LIMIT $2
+  SELECT r.lane_id, r.rank, r.task_id, r.key_id FROM ready r WHERE r.lane_id = w.lane_id
+  ORDER BY r.rank, r.task_id LIMIT $2
 ) h ORDER BY h.lane_id, h.rank, h.task_id
+"""
+
+_ROOMS = f"""
+SELECT key_id, coalesce(most - held, {MAX_LIMIT}) AS room FROM permit WHERE key_id = ANY($1::uuid[])
+"""
+_SEMAPHORES = """
+INSERT INTO semaphore (key_id, workflow_id)
+SELECT k.key_id, t.workflow_id FROM unnest($1::uuid[], $2::uuid[]) AS k(key_id, task_id) JOIN task t ON t.id = k.task_id
+ORDER BY 1 ON CONFLICT DO NOTHING
 """
 
 _FREE_BY_OFFER = """

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import orjson
 
+from app.domain.concurrency import stored_concurrency, write_concurrency
 from app.domain.parameters import read_definitions, write_definitions
 from app.domain.workflow import Draft, Plan, Retry, RetryOn, Runtime, Workflow, WorkflowVersion, write_retry
 from app.persistence import database
@@ -21,7 +22,7 @@ _WORKFLOW = (
 )
 _VERSION = (
     "v.id, w.team_id, v.workflow_id, v.number, v.runtime, v.definition, v.parameters, v.labels, v.requirement_id, "
-    "v.timeout, v.queue_timeout, v.retry, v.exclusive, v.note, v.created_by_id, v.created_at"
+    "v.timeout, v.queue_timeout, v.retry, v.exclusive, v.concurrency, v.note, v.created_by_id, v.created_at"
 )
 _VERSIONS = f"SELECT {_VERSION} FROM workflow_version v JOIN workflow w ON w.id = v.workflow_id"
 
@@ -131,8 +132,9 @@ async def add_version(
 ) -> None:
     await database.rows(
         "INSERT INTO workflow_version (workflow_id, number, runtime, definition, parameters, labels, requirement_id, "
-        "timeout, queue_timeout, retry, note, created_by_id, exclusive) "
-        "VALUES ($1, $2, $3, $4::jsonb, $5::jsonb, $6::text[], $7, $8, $9, $10::jsonb, $11, $12, $13) RETURNING id",
+        "timeout, queue_timeout, retry, note, created_by_id, exclusive, concurrency) "
+        "VALUES ($1, $2, $3, $4::jsonb, $5::jsonb, $6::text[], $7, $8, $9, $10::jsonb, $11, $12, $13, $14::jsonb) "
+        "RETURNING id",
         workflow.id,
         number,
         plan.runtime,
@@ -146,6 +148,7 @@ async def add_version(
         note,
         created_by,
         plan.exclusive,
+        None if plan.concurrency is None else orjson.dumps(write_concurrency(plan.concurrency)).decode(),
     )
 
 
@@ -284,6 +287,7 @@ def _version(row: Mapping[str, Any]) -> WorkflowVersion:
             queue_timeout=row["queue_timeout"],
             retry=Retry(max=retry["max"], on=tuple(RetryOn(cause) for cause in retry["on"])),
             exclusive=row["exclusive"],
+            concurrency=stored_concurrency(row["concurrency"] and orjson.loads(row["concurrency"])),
         ),
         requirement_id=row["requirement_id"],
         note=row["note"],

@@ -94,6 +94,7 @@ class AgentService:
         if reclaimed is None:
             raise WrongState(f"the agent {agent.name!r} is connected: stop it and wait for its lease, or use force")
         tell_reclaimed(reclaimed, self._publisher, self._scheduler, self._database.log_epoch)
+        self._scheduler.let_go(agent.team_id, agent_id)
         self._tell(agent)
         return await self._found(viewer, agent_id)
 

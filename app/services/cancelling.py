@@ -8,14 +8,18 @@ from app.domain.task import Reason, TaskState
 from app.persistence.batching import BatchedHot
 from app.persistence.hot import Cancelled
 from app.services.feed_publisher import FeedPublisher
+from app.services.scheduler import Scheduler
 
 
 class Cancelling:
     """Access is its caller's to check."""
 
-    def __init__(self, hot: BatchedHot, publisher: FeedPublisher, epoch: Callable[[], int]) -> None:
+    def __init__(
+        self, hot: BatchedHot, publisher: FeedPublisher, scheduler: Scheduler, epoch: Callable[[], int]
+    ) -> None:
         self._hot = hot
         self._publisher = publisher
+        self._scheduler = scheduler
         self._epoch = epoch
 
     async def cancel(
@@ -23,6 +27,11 @@ class Cancelling:
     ) -> list[Cancelled]:
         """Cancel these tasks of the team, or only those that are in one of `states` still; one answer for each."""
         cancelled = await self._hot.cancel(team_id, ids, reason=Reason.CANCELLED_BY_USER, states=states)
+        self.tell(team_id, cancelled)
+        return cancelled
+
+    def tell(self, team_id: UUID, cancelled: Sequence[Cancelled]) -> None:
+        """Those whom it concerns: the tasks' views, the agents that are to stop, and whoever waits for their keys."""
         for each in cancelled:
             if each.event is None or each.state is None:
                 continue
@@ -31,4 +40,5 @@ class Cancelling:
             if each.agent_id is not None:
                 self._publisher.agent_look(team_id, each.agent_id)
                 self._publisher.agents_changed(team_id, each.agent_id)
-        return cancelled
+            elif each.key_id is not None:
+                self._scheduler.key_left(team_id, each.key_id)

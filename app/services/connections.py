@@ -193,7 +193,7 @@ class ConnectionService:
         now = time.monotonic()
         self._known[answer.agent_id] = _Known(answer.session_no, missing_since=dict.fromkeys(answer.missing, now))
         self._tell_reclaimed(answer.reclaimed)
-        self._scheduler.freed(identity.team_id, answer.agent_id)
+        self._scheduler.let_go(identity.team_id, answer.agent_id)
         self._publisher.agents_changed(identity.team_id, answer.agent_id)
         self._publisher.agent_look(identity.team_id, answer.agent_id)  # an older connection finds that it is over
         given = self._held(introduction.holding)
@@ -282,9 +282,7 @@ class ConnectionService:
         held = self._held(holding)
         places = {(lease.task_id, lease.number) for lease in held.values() if lease}
         missing = [
-            _lease_of(agent, order)
-            for place, order in living.items()
-            if order.acknowledged and place not in places
+            _lease_of(agent, order) for place, order in living.items() if order.acknowledged and place not in places
         ]
         known.missing_since = {lease: known.missing_since.get(lease, now) for lease in missing}
         forgotten = [lease for lease, since in known.missing_since.items() if now - since >= self._times.forgotten]
@@ -337,7 +335,7 @@ class ConnectionService:
             batch = Batch(self._database.log_epoch, events[0].seq, events[-1].seq, ended.state, events)
             self._publisher.task_changed(agent.team_id, order.task_id, batch)
             self._publisher.agents_changed(agent.team_id, agent.agent_id)
-            self._scheduler.freed(agent.team_id, agent.agent_id)
+            self._scheduler.freed(agent.team_id, agent.agent_id, ended.key_id)
 
     def _hello(
         self, identity: AgentIdentity, checked: Introduction, known: KnownAgent | None, secret: str | None

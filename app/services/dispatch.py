@@ -108,7 +108,7 @@ class DispatchService:
         """Free the slots of leases that are over; False where the lease is alive."""
         freed = list(await asyncio.gather(*(self._release(agent, token) for token in given)))
         if any(freed):
-            self._scheduler.freed(agent.team_id, agent.agent_id)
+            self._scheduler.let_go(agent.team_id, agent.agent_id)
             self._publisher.agents_changed(agent.team_id, agent.agent_id)
         return freed
 
@@ -206,7 +206,7 @@ class DispatchService:
             batch = Batch(self._epoch(), first, last, answer.state, answer.events, *latest)
             self._publisher.task_changed(agent.team_id, item.lease.task_id, batch)
         if answer.freed is not None:
-            self._scheduler.freed(agent.team_id, answer.freed)
+            self._scheduler.freed(agent.team_id, answer.freed, answer.key_id)
             self._publisher.agents_changed(agent.team_id, answer.freed)
         return answer
 

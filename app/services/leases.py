@@ -37,4 +37,6 @@ class LeaseService:
             else:
                 batch = Batch(self._database.log_epoch, each.event.seq, each.event.seq, each.state, (each.event,))
                 self._publisher.task_changed(each.team_id, each.task_id, batch)
+                if each.key_id is not None:
+                    self._scheduler.key_left(each.team_id, each.key_id)
         return len(due)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from uuid import UUID
 
+from app.domain.concurrency import Concurrency
 from app.domain.parameters import Parameter
 from app.domain.placement import pin
 from app.domain.workflow import Retry, WorkflowVersion
@@ -23,6 +24,7 @@ class ResolvedVersion:
     timeout: float
     queue_timeout: float | None
     retry: Retry
+    concurrency: Concurrency | None
 
 
 class Requirements:
@@ -44,6 +46,7 @@ class Requirements:
             timeout=version.plan.timeout,
             queue_timeout=version.plan.queue_timeout,
             retry=version.plan.retry,
+            concurrency=version.plan.concurrency,
         )
 
     async def _naming(self, version: WorkflowVersion) -> int:

@@ -8,20 +8,23 @@ placement error cannot fail what was stored. Invariants:
 2. A pass is scoped to its causes: replicas that each fill the slots they freed rarely plan for the same ones.
 3. The database arbitrates: a plan is a guess, `place` takes what still holds. `SKIP LOCKED` never concludes that
    nothing is left; only a plan over a plain read that is empty ends the passes.
-4. What a crash between commit and kick left behind, or a pass that failed, is found by `place_all`, which a loop calls.
+4. A task that waits for its concurrency key is parked, out of the queue. Whoever parked one, and whoever let go of a
+   key or raised its limit, looks after its own commit whether a parked task may run now (`wake`): one of two that meet
+   sees what the other has done.
+5. What a crash between commit and kick left behind, or a pass that failed, is found by `place_all`, which a loop calls.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from app.domain.errors import Unavailable
-from app.domain.events import Batch
+from app.domain.events import Batch, Event
 from app.domain.placement import (
     ANY_WORKFLOW,
     Assignment,
@@ -42,6 +45,7 @@ from app.services.feed_publisher import FeedPublisher
 log = logging.getLogger(__name__)
 
 DEPTH = 32  # heads of a lane and slots of an offer that one plan looks at
+DEEP = 256  # heads of a lane behind some that were parked
 JITTER = (0.001, 0.005)  # seconds between two passes that follow each other; doubles while they place nothing
 VAIN = 8  # passes in a row that placed nothing of what they planned: the rest is left to the next cause
 BEHIND = 0.1  # seconds until a task behind older waiters is looked for
@@ -50,18 +54,36 @@ TEAMS = 256  # whose lanes and offers a process remembers
 
 @dataclass(slots=True)
 class Causes:
-    """Why a team is to be looked at: lanes with a new task, agents with a free slot, or everything."""
+    """Why a team is to be looked at: lanes with a new task, agents with a free slot, keys that may be had, everything.
+
+    `all_keys`: somebody let go of keys that it cannot name. `deep`: what stood first was parked just now.
+    """
 
     lanes: set[int] = field(default_factory=set)
     agents: set[UUID] = field(default_factory=set)
     everything: bool = False
+    keys: set[UUID] = field(default_factory=set)
+    all_keys: bool = False
+    deep: bool = False
 
     def __bool__(self) -> bool:
+        return self.places or self.all_keys or bool(self.keys)
+
+    @property
+    def places(self) -> bool:
+        """Whether something may be placed; else only parked tasks are to be looked at."""
         return self.everything or bool(self.lanes or self.agents)
 
     def merge(self, more: "Causes") -> "Causes":
         """Both, as one."""
-        return Causes(self.lanes | more.lanes, self.agents | more.agents, self.everything or more.everything)
+        return Causes(
+            self.lanes | more.lanes,
+            self.agents | more.agents,
+            self.everything or more.everything,
+            self.keys | more.keys,
+            self.all_keys or more.all_keys,
+            self.deep or more.deep,
+        )
 
 
 @dataclass(slots=True)
@@ -106,7 +128,7 @@ class Interned:
         return {id for id, (_, wanted) in self.lanes.items() if any(satisfies(mask, wanted) for mask in masks)}
 
     def heads(self, waiters: Iterable[Waiter]) -> list[Head]:
-        return [Head(w.task_id, w.lane_id, w.rank, *self.lanes[w.lane_id]) for w in waiters]
+        return [Head(w.task_id, w.lane_id, w.rank, *self.lanes[w.lane_id], w.key_id) for w in waiters]
 
 
 class Scheduler:
@@ -119,7 +141,7 @@ class Scheduler:
         self._epoch = epoch
         self._causes: dict[UUID, Causes] = {}
         self._passes: dict[UUID, asyncio.Task[int]] = {}
-        self._behind: dict[UUID, tuple[asyncio.TimerHandle, set[int]]] = {}
+        self._behind: dict[UUID, tuple[asyncio.TimerHandle, Causes]] = {}
         self._known: dict[UUID, Interned] = {}  # the team that was looked at last comes last
 
     def submitted(self, team_id: UUID, lane_id: int) -> None:
@@ -127,26 +149,46 @@ class Scheduler:
         self._of(team_id).lanes.add(lane_id)
         self._kick(team_id)
 
-    def queued_behind(self, team_id: UUID, lane_id: int) -> None:
+    def queued_behind(self, team_id: UUID, lane_id: int, key: UUID | None = None) -> None:
         """A lane with older waiters has a new task, which whoever places those will see, unless it has just looked.
 
         So it is looked for a little later, once for all that come meanwhile: a backlog that grows costs ten passes a
-        second, not one for each submit.
+        second, not one for each submit. `key`: it was parked behind others that wait for this concurrency key.
         """
         if team_id not in self._behind:
             timer = asyncio.get_running_loop().call_later(BEHIND, self._look_behind, team_id, context=Context())
-            self._behind[team_id] = timer, set()
-        self._behind[team_id][1].add(lane_id)
+            self._behind[team_id] = timer, Causes()
+        later = self._behind[team_id][1]
+        if key is None:
+            later.lanes.add(lane_id)
+        else:
+            later.keys.add(key)
 
-    def freed(self, team_id: UUID, agent_id: UUID) -> None:
-        """An agent has a slot that it did not have before."""
-        self._of(team_id).agents.add(agent_id)
+    def freed(self, team_id: UUID, agent_id: UUID, key: UUID | None = None) -> None:
+        """An agent has a slot that it did not have before, whose task held this concurrency key."""
+        causes = self._of(team_id)
+        causes.agents.add(agent_id)
+        if key is not None:
+            causes.keys.add(key)
+        self._kick(team_id)
+
+    def let_go(self, team_id: UUID, agent_id: UUID) -> None:
+        """An agent has slots that it did not have before, and may have let go of any concurrency keys with them."""
+        causes = self._of(team_id)
+        causes.agents.add(agent_id)
+        causes.all_keys = True
+        self._kick(team_id)
+
+    def key_left(self, team_id: UUID, key: UUID) -> None:
+        """A task that waited for a concurrency key waits no longer: the next one may have its place."""
+        self._of(team_id).keys.add(key)
         self._kick(team_id)
 
     def changed(self, team_id: UUID) -> None:
         """Tasks are waiting again, or a limit has changed: look at everything, and read anew what is interned."""
         self._known.pop(team_id, None)
-        self._of(team_id).everything = True
+        causes = self._of(team_id)
+        causes.everything = causes.all_keys = True
         self._kick(team_id)
 
     async def place_all(self) -> int:
@@ -169,8 +211,8 @@ class Scheduler:
         return self._causes.setdefault(team_id, Causes())
 
     def _look_behind(self, team_id: UUID) -> None:
-        _, lanes = self._behind.pop(team_id)
-        self._of(team_id).lanes.update(lanes)
+        _, later = self._behind.pop(team_id)
+        self._causes[team_id] = self._of(team_id).merge(later)
         self._kick(team_id)
 
     def _kick(self, team_id: UUID) -> None:
@@ -196,17 +238,38 @@ class Scheduler:
         """Pass after pass, each with the causes that came meanwhile, until a plan is empty; how many were placed."""
         causes, total, vain = Causes(), 0, 0
         while causes := causes.merge(self._causes.pop(team_id, Causes())):
-            planned = await self._plan(team_id, causes)
+            woken = await self._wake(team_id, causes)
+            planned = await self._plan(team_id, causes) if causes.places else Plan()
             placed = await self._place(planned.assignments)
             await self._hold(planned)
-            total, vain = total + len(placed), 0 if placed else vain + 1
-            if planned.assignments and vain <= VAIN:
-                await asyncio.sleep(random.uniform(*JITTER) * 2**vain)
+            causes.keys |= await self._park(planned.barred)
+            causes.deep = bool(planned.barred)
+            total += len(placed)
+            vain = 0 if placed or (causes.deep and not woken) else vain + 1
+            if (planned.assignments or causes.deep) and vain <= VAIN:
+                if not causes.deep:
+                    await asyncio.sleep(random.uniform(*JITTER) * 2**vain)
                 continue
-            if planned.assignments:
+            if planned.assignments or causes.deep:
                 log.error("placement gave up on what it cannot place", extra={"team": str(team_id)})
             causes, vain = Causes(), 0
         return total
+
+    async def _wake(self, team_id: UUID, causes: Causes) -> bool:
+        """Whether parked tasks were moved into the queue; their lanes take the place of the keys among the causes."""
+        keys = None if causes.all_keys else causes.keys
+        causes.keys, causes.all_keys = set(), False
+        woken = False
+        while keys != set() and (moved := await self._hot.wake(team_id, keys)):
+            causes.lanes |= {lane_id for _, lane_id in moved}
+            keys, woken = {key_id for key_id, _ in moved}, True
+        return woken
+
+    async def _park(self, task_ids: Sequence[UUID]) -> set[UUID]:
+        """Out of the queue with tasks whose key is held; the keys, at which to look again."""
+        parked = await self._hot.park(task_ids) if task_ids else []
+        self._tell_waiting((each.team_id, each.task_id, each.event) for each in parked if each.event is not None)
+        return {each.key_id for each in parked}
 
     async def _plan(self, team_id: UUID, causes: Causes) -> Plan:
         known = await self._interned(team_id, causes.lanes)
@@ -215,8 +278,15 @@ class Scheduler:
         if not known.offers.keys() >= (offers := {slot.offer_id for slot in slots}):  # made between the two reads
             known.add_offers(await self._reads.offers(team_id, after=0))
         lanes |= known.lanes_for(offers)
-        heads = known.heads(await self._reads.heads(lanes, depth=min(DEPTH, len(slots) + 1)) if lanes else ())
-        return plan(heads, slots, offers=known.offers, holding=await self._holding(team_id, heads, slots))
+        depth = DEEP if causes.deep else min(DEPTH, len(slots) + 1)
+        heads = known.heads(await self._reads.heads(lanes, depth=depth) if lanes else ())
+        holding = await self._holding(team_id, heads, slots)
+        return plan(heads, slots, offers=known.offers, holding=holding, rooms=await self._rooms(heads, slots))
+
+    async def _rooms(self, heads: Iterable[Head], slots: Collection[FreeSlot]) -> Mapping[UUID, int]:
+        """How many more may hold the concurrency keys of these heads; asked only where something could be placed."""
+        keys = {head.key_id: head.task_id for head in heads if head.key_id is not None}
+        return await self._reads.rooms(keys) if keys and slots else {}
 
     async def _slots(self, team_id: UUID, offers: Collection[int], agents: Collection[UUID]) -> set[FreeSlot]:
         """The free slots of these offers, and of these agents."""
@@ -248,7 +318,7 @@ class Scheduler:
         return await self._reads.holding(team_id)
 
     async def _place(self, assignments: Iterable[Assignment]) -> list[Placed]:
-        items = [Planned(a.task_id, a.lane_id, a.rank, a.agent_id, a.slot_no) for a in assignments]
+        items = [Planned(a.task_id, a.lane_id, a.rank, a.agent_id, a.slot_no, a.key_id) for a in assignments]
         placed = await self._hot.place(items) if items else []
         for each in placed:
             batch = Batch(self._epoch(), each.event.seq, each.event.seq, TaskState.QUEUED, (each.event,))
@@ -259,7 +329,10 @@ class Scheduler:
 
     async def _hold(self, planned: Plan) -> None:
         ids = [task_id for held in planned.held for task_id in held.task_ids]
-        for team_id, task_id, event in await self._hot.hold(ids) if ids else ():
+        self._tell_waiting(await self._hot.hold(ids) if ids else ())
+
+    def _tell_waiting(self, moved: Iterable[tuple[UUID, UUID, Event]]) -> None:
+        for team_id, task_id, event in moved:
             batch = Batch(self._epoch(), event.seq, event.seq, TaskState.WAITING, (event,))
             self._publisher.task_changed(team_id, task_id, batch)
 

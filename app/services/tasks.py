@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from app.domain import parameters
+from app.domain.concurrency import OnCollision, effective_key
 from app.domain.errors import (
     FAULTS,
     BadRequest,
@@ -84,7 +85,7 @@ class TaskService:
         self._publisher = publisher
         self._scheduler = scheduler
         self._epoch = epoch
-        self._cancelling = Cancelling(hot, publisher, epoch)
+        self._cancelling = Cancelling(hot, publisher, scheduler, epoch)
 
     # -- changes
 
@@ -277,7 +278,7 @@ class TaskService:
         if result.state is TaskState.PENDING:
             self._scheduler.submitted(team_id, result.lane_id)
         else:  # older ones of its lane wait for the same slots
-            self._scheduler.queued_behind(team_id, result.lane_id)
+            self._scheduler.queued_behind(team_id, result.lane_id, result.parked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +324,7 @@ def _asked(wanted: Submit, retry_of: UUID | None) -> dict[str, Any]:
 def _new_task(
     viewer: Viewer, version: ResolvedVersion, wanted: Submit, values: dict[str, Any], claim: _Claim
 ) -> NewTask:
+    declared = version.concurrency
     return NewTask(
         team_id=version.team_id,
         workflow_id=version.workflow_id,
@@ -342,6 +344,8 @@ def _new_task(
         retry_of=claim.retry_of,
         key=claim.key,
         hash=claim.hash,
+        concurrency_key=None if declared is None else effective_key(declared, values),
+        on_collision=OnCollision.QUEUE if declared is None else declared.on_collision,
     )
 
 

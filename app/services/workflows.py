@@ -41,13 +41,16 @@ MAX_SEARCH = 255
 
 LabelsNamed = Callable[[UUID, frozenset[str]], Awaitable[None]]
 """Called after a commit with labels that no requirement of the team had named: what agents offer is to be read anew."""
+LimitsChanged = Callable[[UUID], None]
+"""Called after a commit by which more tasks of the team may be allowed to share a concurrency key."""
 
 
 class WorkflowService:
     """Workflows of the viewer's teams. What belongs to another team does not exist (`NotFound`)."""
 
-    def __init__(self, *, labels_named: LabelsNamed | None = None) -> None:
+    def __init__(self, *, labels_named: LabelsNamed | None = None, limits_changed: LimitsChanged | None = None) -> None:
         self._labels_named = labels_named
+        self._limits_changed = limits_changed
         self._cache = VersionCache()
         self._requirements = Requirements()
 
@@ -131,12 +134,13 @@ class WorkflowService:
         async with database.transaction():
             workflow = await _locked(viewer, workflow_id, expected_version)
             old = await self._version(workflow_id, number)
+            before = (await self._version(workflow_id, workflow.version)).plan
             if number == workflow.version:
                 raise WrongState(f"version {number} is the current one already", path=("version",))
             news = await _add_version(workflow, workflow.version + 1, old.plan, note=note, by=viewer.user_id)
             workflow = await _save(workflow, _draft(workflow, old.plan), version=workflow.version + 1)
         self._cache.saw(workflow)
-        await self._tell(workflow.team_id, news)
+        await self._tell(workflow.team_id, news, before, old.plan)
         return workflow
 
     async def archive(self, viewer: Viewer, workflow_id: UUID) -> Workflow:
@@ -257,7 +261,7 @@ class WorkflowService:
                 news = await _add_version(workflow, number, draft.plan, note=note, by=viewer.user_id)
             workflow = await _save(workflow, draft, version=number)
         self._cache.saw(workflow)
-        await self._tell(workflow.team_id, news)
+        await self._tell(workflow.team_id, news, current, draft.plan)
         return workflow
 
     async def _set(self, viewer: Viewer, workflow_id: UUID, change: Callable[[UUID], Awaitable[Workflow]]) -> Workflow:
@@ -276,9 +280,12 @@ class WorkflowService:
         self._cache.put(loaded)
         return loaded[0]
 
-    async def _tell(self, team_id: UUID, news: frozenset[str]) -> None:
+    async def _tell(self, team_id: UUID, news: frozenset[str], *plans: Plan) -> None:
+        """`plans`: the current one before the change and after it, where there was one before."""
         if news and self._labels_named is not None:
             await self._labels_named(team_id, news)
+        if len({plan.concurrency for plan in plans}) > 1 and self._limits_changed is not None:
+            self._limits_changed(team_id)
 
 
 async def _locked(viewer: Viewer, workflow_id: UUID, expected_version: int | None) -> Workflow:

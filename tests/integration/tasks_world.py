@@ -107,6 +107,7 @@ class World:
 
     async def offer(self, slots: int = 1) -> None:
         """Give the agent free slots that fit the workflow, once all is submitted: no scheduler is told of them."""
+        await self.scheduler.settle()
         await database.rows(_OFFER, self.team, ["gpu"])
         await database.rows(_AGENT, self.agent_id, self.team, f"agent-{self.agent_id}", slots)
         await database.rows(_SESSION, self.agent_id, self.team, slots)
@@ -194,7 +195,7 @@ async def open_world(db: Database, redis_url: str, store: ObjectStore) -> AsyncI
                 waiting=WaitingService(db),
                 bulk=BulkService(
                     database=db,
-                    cancelling=Cancelling(db.batched, publisher, lambda: db.log_epoch),
+                    cancelling=Cancelling(db.batched, publisher, scheduler, lambda: db.log_epoch),
                     feed=feed,
                     publisher=publisher,
                 ),

@@ -103,7 +103,7 @@ async def test_only_tasks_in_the_asked_states_are_cancelled(world: World) -> Non
 async def test_a_task_that_left_the_asked_states_meanwhile_is_let_alone(world: World) -> None:
     (task,) = await submit(world, 1)
     await world.offer()
-    cancelling = Cancelling(world.db.batched, FeedPublisher(world.bus), lambda: world.db.log_epoch)
+    cancelling = Cancelling(world.db.batched, FeedPublisher(world.bus), world.scheduler, lambda: world.db.log_epoch)
     await world.run(await world.tasks.get(world.owner, task))
 
     (answer,) = await cancelling.cancel(world.team, [task], states=(TaskState.WAITING, TaskState.PENDING))

@@ -52,6 +52,7 @@ async def test_new_workflow_stands_at_version_1(service: WorkflowService, owner:
         "queueTimeout": None,
         "retry": {"max": 0, "on": ["agent_lost", "timed_out", "failed"]},
         "exclusive": False,
+        "concurrency": None,
     }
 
 

@@ -8,6 +8,10 @@ d AS (DELETE FROM task_live v USING l WHERE v.task_id = l.task_id RETURNING v.ta
 r AS (
   DELETE FROM ready q USING l WHERE q.lane_id = l.lane_id AND q.rank = l.rank AND q.task_id = l.task_id
 ),
+p AS (
+  DELETE FROM blocked q USING l WHERE q.team_id = l.team_id AND q.key_id = l.key_id AND q.lane_id = l.lane_id
+    AND q.rank = l.rank AND q.task_id = l.task_id
+),
 x AS MATERIALIZED (
   SELECT l.*, l.event_seq + 1 AS seq, jsonb_build_object('v', 1, 'from', l.state, 'state', 'cancelled', 'reason', $4::text,
     'attempt', l.attempts, 'agent', l.agent_id)
@@ -32,4 +36,4 @@ o AS (
   INSERT INTO outbox (team_id, task_id, seq, kind)
   SELECT x.team_id, x.task_id, x.seq, li.kind FROM x JOIN listener li ON li.team_id = x.team_id
 )
-SELECT x.task_id, x.agent_id, x.seq, x.body, now.at FROM x, now
+SELECT x.task_id, x.agent_id, x.key_id, x.seq, x.body, now.at FROM x, now

@@ -22,11 +22,14 @@ z AS (
 d AS (DELETE FROM task_live v USING l WHERE v.task_id = l.task_id AND l.verdict = 'expire' RETURNING v.task_id),
 y AS (DELETE FROM ready v USING l WHERE v.lane_id = l.lane_id AND v.rank = l.rank AND v.task_id = l.task_id
   AND l.verdict = 'expire'),
+k AS (DELETE FROM blocked v USING l WHERE v.team_id = l.team_id AND v.key_id = l.key_id AND v.lane_id = l.lane_id
+  AND v.rank = l.rank AND v.task_id = l.task_id AND l.verdict = 'expire'),
 u AS (
   UPDATE task_live v SET reason = NULL FROM l WHERE v.task_id = l.task_id AND l.verdict = 'queue' RETURNING v.task_id
 ),
 r AS (
-  INSERT INTO ready (lane_id, rank, task_id) SELECT lane_id, rank, task_id FROM l WHERE verdict = 'queue'
+  INSERT INTO ready (lane_id, rank, task_id, key_id) SELECT lane_id, rank, task_id, key_id FROM l
+  WHERE verdict = 'queue'
   ON CONFLICT DO NOTHING
 ),
 x AS MATERIALIZED (
@@ -49,5 +52,5 @@ o AS (
   INSERT INTO outbox (team_id, task_id, seq, kind)
   SELECT x.team_id, x.task_id, x.seq, li.kind FROM x JOIN listener li ON li.team_id = x.team_id
 )
-SELECT l.task_id, l.team_id, l.lane_id, l.verdict, x.seq, x.body, now.at
+SELECT l.task_id, l.team_id, l.lane_id, l.key_id, l.verdict, x.seq, x.body, now.at
 FROM l CROSS JOIN now LEFT JOIN x ON x.task_id = l.task_id WHERE l.verdict IN ('queue', 'expire')

@@ -15,7 +15,7 @@ s AS MATERIALIZED (
 ),
 l AS MATERIALIZED (
   SELECT i.*, s.no, l.team_id, l.report_no AS had, l.event_seq AS base, l.attempts, l.log_dropped, l.started_at,
-    l.state AS was, i.bytes = 0 OR l.log_bytes + i.bytes <= $17 AS fits, l.report_no + 1 < i.number AS gap,
+    l.state AS was, l.key_id, i.bytes = 0 OR l.log_bytes + i.bytes <= $17 AS fits, l.report_no + 1 < i.number AS gap,
     l.report_no + 1 = i.number AS next
   FROM s JOIN i ON i.n = s.n JOIN task_live l ON l.task_id = i.task_id
   WHERE l.lease_no = i.lease_no AND l.agent_id = i.agent_id AND l.session_no = i.session_no AND l.state = $18
@@ -91,7 +91,7 @@ o AS (
   INSERT INTO outbox (team_id, task_id, seq, kind)
   SELECT c.team_id, c.task_id, c.seq, li.kind FROM c JOIN listener li ON li.team_id = c.team_id
 )
-SELECT i.n, now.at, l.team_id, l.had, l.gap, l.next, l.fits, l.base, x.state, x.again, x.seq, c.body,
+SELECT i.n, now.at, l.team_id, l.had, l.gap, l.next, l.fits, l.base, x.state, x.key_id, x.again, x.seq, c.body,
   d.revision + (x.progress IS NOT NULL OR x.preview IS NOT NULL)::int AS revision
 FROM i CROSS JOIN now LEFT JOIN l ON l.n = i.n LEFT JOIN x ON x.n = i.n LEFT JOIN c ON c.n = i.n
 LEFT JOIN d ON d.n = i.n ORDER BY i.n

@@ -34,7 +34,8 @@ w AS (
   FROM f WHERE v.task_id = f.task_id AND f.verdict <> 'fail' RETURNING f.n
 ),
 r AS (
-  INSERT INTO ready (lane_id, rank, task_id) SELECT lane_id, rank, task_id FROM f WHERE verdict = 'queue'
+  INSERT INTO ready (lane_id, rank, task_id, key_id) SELECT lane_id, rank, task_id, key_id FROM f
+  WHERE verdict = 'queue'
   ON CONFLICT DO NOTHING
 ),
 b AS (
