@@ -104,7 +104,7 @@ $(VENV)/.node: requirements/node.txt | $(BIN)/python
 # A lock holds names, versions and hashes, and no address: PIP_* settings of this machine stay out of it.
 COMPILE := $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-header --annotation-style=line \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host pyproject.toml
-SERVER := --extra server --extra embedded --extra demo --extra build
+SERVER := --extra server --extra embedded --extra demo --extra otel --extra build
 
 lock: $(VENV)/.test ## compile requirements/ anew from pyproject.toml; ARGS="--upgrade" takes newer versions
 	@$(PIP) install 'pip-tools>=7.5'

@@ -8,7 +8,7 @@ from functools import partial
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.interfaces.agents.endpoint import LIMITS as AGENT_LIMITS
 from app.interfaces.agents.endpoint import agents_endpoint
@@ -21,6 +21,7 @@ from app.interfaces.rest.health import health_routes
 from app.interfaces.rest.logs import log_routes
 from app.interfaces.rest.metrics import metrics_routes
 from app.interfaces.web import pages
+from app.tracing import OFF, Tracing
 from app.wiring import App
 
 GRAPHQL = "/graphql"
@@ -46,12 +47,16 @@ def create_asgi(app: App) -> "Surface":
         origins=settings.origins,
         introspection=Introspection(settings.introspection),
         limits=Limits(deadline=settings.seconds("operation")),
+        measures=app.measures,
+        tracing=app.tracing,
     )
     agents = agents_endpoint(
         services,
         authentication,
         keys=app.agent_keys,
         limits=replace(AGENT_LIMITS, deadline=settings.seconds("operation")),
+        measures=app.measures,
+        tracing=app.tracing,
     )
     doors: dict[str, ASGIApp] = {}
     if "api" in settings.roles:
@@ -62,6 +67,7 @@ def create_asgi(app: App) -> "Surface":
         doors,
         Starlette(routes=routes),
         # Agents were given orders to leave: their sockets are closed here only where they do not.
+        tracing=app.tracing,
         drains=(partial(graphql.drain, grace=0), partial(agents.drain, grace=AGENTS_LEAVE)),
     )
 
@@ -70,8 +76,14 @@ class Surface:
     """The two GraphQL endpoints by their exact paths, for HTTP and WebSocket alike; everything else is routed."""
 
     def __init__(
-        self, doors: dict[str, ASGIApp], rest: ASGIApp, *, drains: Sequence[Callable[[], Awaitable[None]]]
+        self,
+        doors: dict[str, ASGIApp],
+        rest: ASGIApp,
+        *,
+        tracing: Tracing,
+        drains: Sequence[Callable[[], Awaitable[None]]],
     ) -> None:
+        self._tracing = tracing
         self._doors = doors
         self._rest = rest
         self._drains = drains
@@ -81,7 +93,24 @@ class Surface:
         await asyncio.gather(*(drain() for drain in self._drains))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._doors.get(scope["path"], self._rest)(scope, receive, send)
+        serve = self._doors.get(scope["path"], self._rest)
+        if self._tracing is OFF or scope["type"] != "http":
+            await serve(scope, receive, send)
+        else:
+            await self._traced(serve, scope, receive, send)
+
+    async def _traced(self, serve: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        # Not the path itself: the paths of files and signed links name objects.
+        path = scope["path"] if serve is not self._rest else "/" + scope["path"].split("/")[1]
+        with self._tracing.span(f"{scope['method']} {path}", headers=headers) as span:
+
+            async def noting(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.note("http.response.status_code", message["status"])
+                await send(message)
+
+            await serve(scope, receive, noting)
 
 
 class _PageOr:

@@ -27,7 +27,8 @@ VALUE_LIMIT = 8192  # characters of one value in a record
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 task_id: ContextVar[str | None] = ContextVar("task_id", default=None)
 agent_id: ContextVar[str | None] = ContextVar("agent_id", default=None)
-_IDS = {"request": request_id, "task": task_id, "agent": agent_id}
+trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
+_IDS = {"request": request_id, "task": task_id, "agent": agent_id, "trace": trace_id}
 
 _SECRET_KEY = re.compile(
     r"password|passwd|secret|token|authorization|cookie|credential|signature|api[-_]?key|access[-_]?key|private[-_]?key"

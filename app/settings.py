@@ -111,6 +111,11 @@ class Settings(BaseSettings):
     metrics_token: SecretStr = Field(
         SecretStr(""), description="Bearer token that opens `/metrics`; empty: open to loopback alone."
     )
+    otlp_endpoint: str = Field(
+        "",
+        description="Where traces are sent by OTLP/HTTP, `http://host:4318`; empty: what OTEL_EXPORTER_OTLP_ENDPOINT "
+        "says, or nowhere. Needs `runyard[otel]`.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object a line.")
     failpoint: str = Field("", description="For tests of faults: `POINT:ACTION[@N]` as in `app/failpoints.py`.")
@@ -189,8 +194,9 @@ def load(overrides: Mapping[str, Any] | None = None) -> Settings:
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known | FOREIGN)
     if unknown:
         raise WrongSetting(f"{', '.join(unknown)}: no such setting; `runyard serve --help` lists them all")
+    standard = {"otlp_endpoint": os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")}
     try:
-        return Settings(**(overrides or {}))
+        return Settings(**(({} if os.environ.get(f"{PREFIX}OTLP_ENDPOINT") else standard) | dict(overrides or {})))
     except ValidationError as error:
         raise WrongSetting("; ".join(_sentence(fault) for fault in error.errors())) from None
 

@@ -5,8 +5,9 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hmac import digest
@@ -22,6 +23,7 @@ from app.events.bus import RedisBus
 from app.loops.runner import Loop
 from app.persistence import sessions as agent_sessions
 from app.persistence.agents import AgentReads
+from app.persistence.batching import Around
 from app.persistence.database import Database, WrongDatabase, open_database
 from app.persistence.database import migrate as migrate_database
 from app.persistence.feed import FeedReads
@@ -60,6 +62,7 @@ from app.services.workflows import LabelsNamed, WorkflowService
 from app.settings import Settings
 from app.storage.local import LocalStore
 from app.storage.s3 import S3Options, open_s3
+from app.tracing import OFF, Sent, Tracing, TracingMissing
 
 WAKE = 1.0  # seconds between two looks at what was put off
 TIDY = 600.0  # seconds between two looks at what may be deleted
@@ -84,6 +87,8 @@ class App:
     loops: tuple[Loop, ...]
     agent_keys: tuple[bytes, ...]  # sign what an agent by HTTP is recognised by
     broken: "asyncio.Future[None]"  # raises when an embedded server ends before it is asked to
+    measures: Measures
+    tracing: Tracing
 
     async def first_run_link(self) -> str | None:
         """Where the first user signs up; None once there is one."""
@@ -134,11 +139,12 @@ async def open_app(settings: Settings, *, clock: Clock = utc_now) -> AsyncIterat
     _arm(settings)
     async with AsyncExitStack() as stack:
         broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        tracing, measures = _open_tracing(stack, settings), Measures()
         url = await _database_url(stack, settings, broken)
-        database = await _open_database(stack, url, settings)
+        database = await _open_database(stack, url, settings, _around(measures, tracing))
         bus = await _open_bus(stack, await _redis_url(stack, settings, broken))
         store, files = await _open_store(stack, settings, clock)
-        services, loops = await _services(stack, settings, database, bus, store, clock)
+        services, loops = await _services(stack, settings, database, bus, store, clock, measures)
         yield App(
             settings=settings,
             services=services,
@@ -146,7 +152,33 @@ async def open_app(settings: Settings, *, clock: Clock = utc_now) -> AsyncIterat
             loops=loops,
             agent_keys=_keys(settings, "agent connections"),
             broken=broken,
+            measures=measures,
+            tracing=tracing,
         )
+
+
+def _open_tracing(stack: AsyncExitStack, settings: Settings) -> Tracing:
+    if not settings.otlp_endpoint:
+        return OFF
+    try:
+        sent = Sent(settings.otlp_endpoint, instance=f"{socket.gethostname()}:{os.getpid()}")
+    except TracingMissing as missing:
+        raise CannotOpen(f"otlp_endpoint: {missing}") from missing
+    stack.push_async_callback(asyncio.to_thread, sent.close)
+    return sent
+
+
+def _around(measures: Measures, tracing: Tracing) -> Around:
+    """A span around each hot commit, and its measures."""
+
+    @contextmanager
+    def around(verb: str, items: int) -> Iterator[None]:
+        began = time.perf_counter()
+        with tracing.span(f"commit {verb}", items=items):
+            yield
+        measures.flushed(verb, items, time.perf_counter() - began)
+
+    return around
 
 
 def _arm(settings: Settings) -> None:
@@ -157,9 +189,15 @@ def _arm(settings: Settings) -> None:
 
 
 async def _services(
-    stack: AsyncExitStack, settings: Settings, database: Database, bus: RedisBus, store: ObjectStore, clock: Clock
+    stack: AsyncExitStack,
+    settings: Settings,
+    database: Database,
+    bus: RedisBus,
+    store: ObjectStore,
+    clock: Clock,
+    measures: Measures,
 ) -> tuple[Services, tuple[Loop, ...]]:
-    publisher = FeedPublisher(bus)
+    publisher = FeedPublisher(bus, measures=measures)
     placement = PlacementReads(database)
     scheduler = Scheduler(placement, database.batched, publisher, epoch=lambda: database.log_epoch)
     stack.push_async_callback(scheduler.settle)
@@ -293,13 +331,15 @@ def _timings(settings: Settings) -> Timings:
     )
 
 
-async def _open_database(stack: AsyncExitStack, url: str, settings: Settings) -> Database:
+async def _open_database(stack: AsyncExitStack, url: str, settings: Settings, around: Around) -> Database:
     try:
         if settings.embedded:
             await migrate_database(url)
         size = settings.database_connections
         return await stack.enter_async_context(
-            open_database(url, hot_size=size // 2, cold_size=size - size // 2, timings=_timings(settings))
+            open_database(
+                url, hot_size=size // 2, cold_size=size - size // 2, timings=_timings(settings), around=around
+            )
         )
     except (WrongDatabase, Unavailable, PostgresError, ValueError) as wrong:
         raise CannotOpen(f"database_url: {wrong}") from wrong

@@ -105,7 +105,9 @@ async def _keep(worker: _Worker, shared: Settings) -> None:
         steady = worker.serves.is_set() and time.monotonic() - began > STEADY
         ends = 1 if steady else ends + 1
         why = worker.reason or f"exit code {code}"
-        if ends >= MOST or not worker.serves.is_set():
+        if not worker.serves.is_set():
+            raise WorkerFailed(f"worker {worker.number} cannot serve: {why}")
+        if ends >= MOST:
             raise WorkerFailed(f"worker {worker.number} ended {ends} times in a row, the last time by this: {why}")
         pause = min(FIRST_PAUSE * 2 ** (ends - 1), LONGEST_PAUSE)
         log.warning("a worker ended", extra={"worker": worker.number, "cause": why, "again_in": pause})
@@ -151,6 +153,9 @@ def main(number: int, pipe: int) -> int:
     except (WrongSetting, CannotOpen, DomainError) as failed:
         _say(pipe, logs.escape(str(failed)))
         return 1
+    except Exception as failed:
+        _say(pipe, logs.escape(logs.redact(f"{type(failed).__name__}: {failed}")))
+        raise
     return 0
 
 

@@ -44,15 +44,27 @@ MOST = 64  # items of one statement: more gain nothing
 BEAT_MOST = 10_000  # sessions of one statement
 BEAT_EVERY = 0.5  # seconds that signs of life are gathered
 
+Around = Callable[[str, int], contextlib.AbstractContextManager[object]]
+"""What stands around a commit that is measured: it is given the verb and how many items there are."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Sign = tuple[UUID, int, float]  # agent, session number, seconds ago
 
 
+def nothing(_verb: str, _items: int) -> contextlib.AbstractContextManager[object]:
+    """Measure nothing."""
+    return _NOTHING
+
+
+_NOTHING = contextlib.nullcontext()
+
+
 class Batcher(Generic[Item, Result]):
     """Runs `flush` over what was put, at most `most` at a time and one flush at a time.
 
-    `flush` is atomic and returns one result for each item, in order. `gather` seconds are waited before each flush.
+    `flush` is atomic and returns one result for each item, in order. `gather` seconds are waited before each flush;
+    `around` stands around each.
     """
 
     def __init__(
@@ -61,8 +73,11 @@ class Batcher(Generic[Item, Result]):
         *,
         most: int = MOST,
         gather: float = 0.0,
+        around: Around = nothing,
     ) -> None:
         self._flush = flush
+        self._name = getattr(flush, "__name__", "batch")
+        self._around = around
         self._most = most
         self._gather = gather
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
@@ -113,7 +128,8 @@ class Batcher(Generic[Item, Result]):
 
     async def _commit(self, batch: Sequence[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         try:
-            results = await self._flush([item for item, _ in batch])
+            with self._around(self._name, len(batch)):
+                results = await self._flush([item for item, _ in batch])
         except DomainError as refused:
             for _, future in batch:
                 _fail(future, refused)
@@ -137,16 +153,17 @@ def _fail(future: "asyncio.Future[Result]", error: Exception) -> None:
 class BatchedHot:
     """The verbs of `Hot` for single items; each shares its commit with whoever calls at the same time."""
 
-    def __init__(self, hot: Hot) -> None:
+    def __init__(self, hot: Hot, around: Around = nothing) -> None:
         self._hot = hot
+        self._around = around
         # Apart: a submit with a key may need a second statement, and is safe to repeat; one without is neither.
-        self._submits: Batcher[NewTask, SubmitResult] = Batcher(hot.submit)
-        self._keyed_submits: Batcher[NewTask, SubmitResult] = Batcher(hot.submit)
-        self._acknowledgements: Batcher[Fenced, Acknowledged] = Batcher(hot.acknowledge)
-        self._reports: Batcher[Report, Reported] = Batcher(hot.report)
-        self._results: Batcher[Finish, Finished] = Batcher(hot.finish)
-        self._releases: Batcher[Lease, bool] = Batcher(hot.release)
-        self._beats: Batcher[Sign, bool] = Batcher(hot.beat, most=BEAT_MOST, gather=BEAT_EVERY)
+        self._submits: Batcher[NewTask, SubmitResult] = Batcher(hot.submit, around=around)
+        self._keyed_submits: Batcher[NewTask, SubmitResult] = Batcher(hot.submit, around=around)
+        self._acknowledgements: Batcher[Fenced, Acknowledged] = Batcher(hot.acknowledge, around=around)
+        self._reports: Batcher[Report, Reported] = Batcher(hot.report, around=around)
+        self._results: Batcher[Finish, Finished] = Batcher(hot.finish, around=around)
+        self._releases: Batcher[Lease, bool] = Batcher(hot.release, around=around)
+        self._beats: Batcher[Sign, bool] = Batcher(hot.beat, most=BEAT_MOST, gather=BEAT_EVERY, around=around)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -181,7 +198,8 @@ class BatchedHot:
         return await self._beats.put((agent_id, session_no, age))
 
     async def place(self, plan: Sequence[Planned]) -> list[Placed]:
-        return await self._hot.place(plan)
+        with self._around("place", len(plan)):
+            return await self._hot.place(plan)
 
     async def hold(self, task_ids: Sequence[UUID]) -> list[tuple[UUID, UUID, Event]]:
         # Not those that a pool is starting an agent for: they wait for it, and their launch says until when.

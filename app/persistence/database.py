@@ -24,6 +24,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from tortoise.transactions import in_transaction
 
 from app import failpoints
 from app.domain.errors import Unavailable
-from app.persistence.batching import BatchedHot
+from app.persistence.batching import Around, BatchedHot, nothing
 from app.persistence.bounds import check_bounds
 from app.persistence.connections import (
     COMMAND,
@@ -61,6 +62,7 @@ __all__ = [
     "Record",
     "SchemaOutdated",
     "UnsupportedServer",
+    "Use",
     "WrongDatabase",
     "migrate",
     "open_database",
@@ -81,6 +83,14 @@ class UnsupportedServer(WrongDatabase):
 
 class SchemaOutdated(WrongDatabase):
     """The tables are older than this version of Runyard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """The connections of one pool."""
+
+    open: int
+    idle: int
 
 
 class Database:
@@ -156,12 +166,17 @@ async def rows(sql: str, *args: Any) -> list[dict[str, Any]]:
 
 @asynccontextmanager
 async def open_database(
-    url: str, *, hot_size: int = 6, cold_size: int = 8, timings: Timings | None = None
+    url: str,
+    *,
+    hot_size: int = 6,
+    cold_size: int = 8,
+    timings: Timings | None = None,
+    around: Around = nothing,
 ) -> AsyncIterator[Database]:
     """Open the database of `url`; raises `WrongDatabase` for a wrong server or schema, `Unavailable` for none.
 
     At most `hot_size` connections write tasks, and `cold_size` (at least 2) serve everything else: half of them the
-    ORM, half of them reads by SQL.
+    ORM, half of them reads by SQL. `around` stands around each commit of the hot statements.
     """
     await _check(url)
     epoch = _Epoch()
@@ -176,7 +191,7 @@ async def open_database(
         with translated():
             await make_partitions(reads)
         verbs = Hot(hot, timings)
-        batched = BatchedHot(verbs)
+        batched = BatchedHot(verbs, around)
         await stack.enter_async_context(batched.running())
         yield Database(reads=reads, hot=verbs, batched=batched, epoch=epoch)
 

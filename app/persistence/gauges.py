@@ -11,7 +11,7 @@ MOST = 200  # requirements that are told one by one: labels are free text, and e
 class Present:
     """One look at the hot tables; ages are in seconds since the submit."""
 
-    depth: dict[str, int]  # tasks that may run now, by labels joined by commas
+    depth: dict[str, int]  # tasks that may run now, by labels joined by commas; those that name a workflow left out
     oldest: float
     younger_than: dict[float, int]  # tasks that may run now and are at most so old
     slots_free: int
@@ -40,9 +40,13 @@ async def present(database: Database) -> Present:
 
 
 _DEPTH = """
-SELECT array_to_string(q.labels, ',') AS requirement, count(*) AS tasks
+SELECT n.labels AS requirement, count(*) AS tasks
 FROM ready r JOIN lane l ON l.id = r.lane_id JOIN requirement q ON q.id = l.requirement_id
-GROUP BY q.labels ORDER BY count(*) DESC, q.labels LIMIT $1
+CROSS JOIN LATERAL (
+  SELECT coalesce(string_agg(label, ',' ORDER BY label), '') AS labels FROM unnest(q.labels) label
+  WHERE NOT starts_with(label, '@')
+) n
+GROUP BY n.labels ORDER BY count(*) DESC, n.labels LIMIT $1
 """
 
 _AGES = """

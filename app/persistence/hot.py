@@ -94,6 +94,11 @@ class Hot:
         self._lanes: dict[LaneKey, int] = {}  # interned rows never change
         self.timings = timings or Timings()
 
+    @property
+    def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
+        """The connections that the statements run on."""
+        return self._pool
+
     async def fetch(self, sql: str, *args: Any) -> list[Record]:
         """Every row of one statement on the hot pool: for reads whose plan must not move."""
         with translated():

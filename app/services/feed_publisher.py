@@ -17,6 +17,7 @@ from app.domain.events import (
     operation_channel,
     task_channel,
 )
+from app.services.measures import Measures
 from app.services.ports import Bus
 
 COALESCE = 0.1  # seconds in which the hints of a list are gathered
@@ -24,15 +25,20 @@ HINTS = 100  # hints of one message; more than that is "fetch again"
 
 
 class FeedPublisher:
-    """Frames of tasks at once, hints for lists gathered for 0.1 s; to be called in the event loop, after the commit."""
+    """Frames of tasks at once, hints for lists gathered for 0.1 s; to be called in the event loop, after the commit.
 
-    def __init__(self, bus: Bus, *, coalesce: float = COALESCE) -> None:
+    Whatever was committed to a task comes through here, so it is also counted here, in `measures`.
+    """
+
+    def __init__(self, bus: Bus, *, coalesce: float = COALESCE, measures: Measures | None = None) -> None:
         self._bus = bus
+        self._measures = measures or Measures()
         self._coalesce = coalesce
         self._lists: dict[str, dict[UUID, list[Any]]] = {}
 
     def task_changed(self, team_id: UUID, task_id: UUID, batch: Batch) -> None:
         """Tell what one commit added to a task."""
+        self._measures.committed(task_id, batch)
         failpoints.passed("hint.before")
         self._bus.publish(task_channel(team_id, task_id), encode_batch(batch))
         if batch.events is None or any(event.kind is EventKind.STATUS for event in batch.events):

@@ -110,8 +110,7 @@ async def test_workers_that_cannot_start_say_why_at_once(world: World, database_
     with pytest.raises(AssertionError, match="ended with 1"):
         await replica.start()
 
-    assert "runyard: worker " in replica.log
-    assert "s3_endpoint" in replica.log.splitlines()[-1]
+    assert " cannot serve: s3_endpoint" in replica.log.splitlines()[-1]
 
 
 async def test_sigterm_drains_every_worker(world: World) -> None:

@@ -15,6 +15,8 @@ from app.interfaces.engine.limits import MIB, Limits
 from app.interfaces.engine.request import Credentials, Exchange
 from app.services.access import AgentIdentity
 from app.services.bundle import Services
+from app.services.measures import Measures
+from app.tracing import OFF, Tracing
 
 LIMITS = Limits(
     body=2 * MIB, message=2 * MIB, depth=5, aliases=0, root_fields=1, directives=0, documents=64, operations=128
@@ -24,12 +26,20 @@ parameters of up to 1 MiB, and so may a report."""
 
 
 def agents_endpoint(
-    services: Services, authentication: Authentication, *, keys: Sequence[bytes], limits: Limits = LIMITS
+    services: Services,
+    authentication: Authentication,
+    *,
+    keys: Sequence[bytes],
+    limits: Limits = LIMITS,
+    measures: Measures | None = None,
+    tracing: Tracing = OFF,
 ) -> Endpoint:
     """The ASGI application of `/agent/graphql`; `keys` sign what an agent by HTTP is recognised by, the first mints."""
     interface = AgentsInterface(services=services, authentication=authentication, passes=Passes(keys), limits=limits)
     # Agents talk all the time: their operations are no news.
-    return Endpoint(schema.build(), interface, log_level=logging.DEBUG)
+    return Endpoint(
+        schema.build(), interface, log_level=logging.DEBUG, kind="agents", measures=measures, tracing=tracing
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from graphql import ASTValidationRule, GraphQLSchema
 
@@ -9,10 +10,12 @@ from app.interfaces.engine.engine import Engine, Interface
 from app.interfaces.engine.headers import Scope
 from app.interfaces.engine.http import HttpEndpoint, Receive, Send
 from app.interfaces.engine.socket import SocketEndpoint
+from app.services.measures import Measures
+from app.tracing import OFF, Tracing
 
 
 class Endpoint:
-    """An ASGI application for one interface."""
+    """An ASGI application for one interface; its sockets are counted under `kind`."""
 
     def __init__(
         self,
@@ -21,10 +24,14 @@ class Endpoint:
         *,
         rules: Sequence[type[ASTValidationRule]] = (),
         log_level: int = logging.INFO,
+        kind: str = "graphql",
+        measures: Measures | None = None,
+        tracing: Tracing = OFF,
     ) -> None:
-        engine = Engine(schema, interface.limits, rules=rules, log_level=log_level)
+        measures = measures or Measures()
+        engine = Engine(schema, interface.limits, rules=rules, log_level=log_level, measures=measures, tracing=tracing)
         self._http = HttpEndpoint(engine, interface)
-        self._socket = SocketEndpoint(engine, interface)
+        self._socket = SocketEndpoint(engine, interface, opened=partial(measures.sockets.add, kind))
 
     async def drain(self, *, grace: float) -> None:
         """Send every socket elsewhere, none before `grace` seconds; returns once they are closed, or time is up."""

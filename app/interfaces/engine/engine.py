@@ -29,6 +29,8 @@ from app.interfaces.engine.documents import Document, Documents, is_subscription
 from app.interfaces.engine.errors import STATUS, Refused, domain_error, public, unexpected
 from app.interfaces.engine.limits import Limits
 from app.interfaces.engine.request import Credentials, Exchange, Params
+from app.services.measures import Measures
+from app.tracing import OFF, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +96,16 @@ class Operation:
         return self.node.name.value if self.node.name else None
 
     @property
+    def field(self) -> str:
+        """The first field that it asks for: unlike its name, one of the schema's."""
+        node: Any = self.node
+        while node.kind != "field":
+            if node.kind == "fragment_spread":
+                node = self.document.fragments[node.name.value]
+            node = node.selection_set.selections[0]
+        return str(node.name.value)
+
+    @property
     def streams(self) -> bool:
         return is_subscription(self.node)
 
@@ -109,7 +121,7 @@ class Answer:
 
 
 class Engine:
-    """One executable schema with its documents; each operation is logged at `log_level`."""
+    """One executable schema with its documents; each operation is logged at `log_level`, measured and traced."""
 
     def __init__(
         self,
@@ -118,8 +130,12 @@ class Engine:
         *,
         rules: Sequence[type[ASTValidationRule]] = (),
         log_level: int = logging.INFO,
+        measures: Measures | None = None,
+        tracing: Tracing = OFF,
     ) -> None:
         self.limits = limits
+        self._measures = measures or Measures()
+        self._tracing = tracing
         self._log_level = log_level
         self._schema = schema
         self._documents = Documents(schema, limits, rules)
@@ -135,6 +151,12 @@ class Engine:
 
     async def execute(self, operation: Operation, context: Any) -> Answer:
         """Run a query or a mutation to its end, at most until the deadline; never raises but for a cancellation."""
+        with self._tracing.span(f"{operation.node.operation.value} {operation.field}") as span:
+            answer = await self._execute(operation, context)
+            span.note("outcome", _outcome(answer.errors))
+            return answer
+
+    async def _execute(self, operation: Operation, context: Any) -> Answer:
         began = time.perf_counter()
         try:
             executor = self._executor(operation, context)
@@ -157,7 +179,8 @@ class Engine:
         """
         began = time.perf_counter()
         try:
-            executor, source = await self._open(operation, make_context)
+            with self._tracing.span(f"subscription {operation.field}"):
+                executor, source = await self._open(operation, make_context)
             self._log(operation, began, ())
             async with aclosing(_closable(source)) as events:
                 async for event in events:
@@ -206,6 +229,7 @@ class Engine:
         return executor
 
     def _log(self, operation: Operation, began: float, errors: Sequence[dict[str, Any]]) -> None:
+        self._measures.operations.observe(time.perf_counter() - began, operation.field, _outcome(errors))
         if not log.isEnabledFor(self._log_level):
             return
         name = (operation.name or "(anonymous)")[:MAX_NAME]
@@ -219,6 +243,10 @@ class Engine:
 
     def _too_slow(self) -> LimitExceeded:
         return LimitExceeded(f"the operation did not end within {self.limits.deadline:g} s and was stopped")
+
+
+def _outcome(errors: Sequence[dict[str, Any]]) -> str:
+    return str(errors[0]["extensions"]["code"]) if errors else "ok"
 
 
 async def _settled(value: Any) -> Any:

@@ -57,9 +57,10 @@ FINISH = 3.0  # seconds that operations of a leaving socket get to end, and as l
 class SocketEndpoint:
     """The WebSocket side of one interface: an ASGI application for one path."""
 
-    def __init__(self, engine: Engine, interface: Interface) -> None:
+    def __init__(self, engine: Engine, interface: Interface, *, opened: Callable[..., None]) -> None:
         self._engine = engine
         self._interface = interface
+        self._opened = opened
         self._open: set[_Socket] = set()
         self._empty = asyncio.Event()
         self._draining = False
@@ -95,12 +96,14 @@ class SocketEndpoint:
 
     async def _run(self, socket: "_Socket") -> None:
         self._open.add(socket)
+        self._opened(by=1)
         if self._draining:
             socket.leave()
         try:
             await socket.run()
         finally:
             self._open.discard(socket)
+            self._opened(by=-1)
             if not self._open:
                 self._empty.set()
 

@@ -25,6 +25,8 @@ from app.interfaces.graphql.context import Context
 from app.interfaces.graphql.policy import Rule, walk
 from app.services.access import Viewer
 from app.services.bundle import Services
+from app.services.measures import Measures
+from app.tracing import OFF, Tracing
 
 
 class Introspection(StrEnum):
@@ -44,6 +46,8 @@ def graphql_endpoint(
     introspection: Introspection = Introspection.SIGNED_IN,
     limits: Limits | None = None,
     schema: strawberry.Schema | None = None,
+    measures: Measures | None = None,
+    tracing: Tracing = OFF,
 ) -> Endpoint:
     """The ASGI application of `/graphql`. `origins` are exact, like `https://runyard.example`: a cookie counts from
     them.
@@ -58,7 +62,8 @@ def graphql_endpoint(
         limits=limits or Limits(),
         public=public_fields(schema),
     )
-    return Endpoint(schema._schema, interface, rules=(MaybeNullValidationRule, OneOfInputValidationRule))
+    rules = (MaybeNullValidationRule, OneOfInputValidationRule)
+    return Endpoint(schema._schema, interface, rules=rules, measures=measures, tracing=tracing)
 
 
 @dataclass(frozen=True, kw_only=True)

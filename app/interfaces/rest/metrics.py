@@ -5,15 +5,17 @@ Without a token a request that came through a proxy is refused: its peer is the 
 
 import secrets
 from collections.abc import Iterable, Iterator
+from math import isinf
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from app.domain.measure import Counter, Histogram, Level, Measure
 from app.services.metrics import Measured, MetricsService
 
 LOOPBACK = frozenset({"127.0.0.1", "::1"})
@@ -64,7 +66,18 @@ class _Shown(Collector):
         for name, value in self._measured.process.items():
             kind = CounterMetricFamily if name in COUNTERS else GaugeMetricFamily
             yield kind(f"runyard_{name}", PROCESS[name], value=value)
+        yield from map(_family, self._measured.measures)
+        yield self._connections()
         yield from self._present()
+
+    def _connections(self) -> Metric:
+        used = GaugeMetricFamily(
+            "runyard_database_connections", "Connections to the database.", labels=["pool", "state"]
+        )
+        for pool, use in self._measured.connections.items():
+            used.add_metric([pool, "busy"], use.open - use.idle)
+            used.add_metric([pool, "free"], use.idle)
+        return used
 
     def _present(self) -> Iterator[Metric]:
         if (present := self._measured.present) is None:
@@ -83,6 +96,24 @@ class _Shown(Collector):
         slots.add_metric(["held"], present.slots_held)
         yield slots
         yield _gauge("agent_sessions", "Agents that give signs of life.", present.sessions)
+
+
+def _family(measure: Measure) -> Metric:
+    name, labels = f"runyard_{measure.name}", list(measure.labels)
+    if isinstance(measure, Histogram):
+        family = HistogramMetricFamily(name, measure.meaning, labels=labels)
+        for values, known in measure.series.items():
+            buckets = [
+                ("+Inf" if isinf(bound) else f"{bound:g}", float(count)) for bound, count in measure.cumulative(known)
+            ]
+            family.add_metric(list(values), buckets, known.total)
+        return family
+    kind = GaugeMetricFamily if isinstance(measure, Level) else CounterMetricFamily
+    counted = kind(name, measure.meaning, labels=labels)
+    if isinstance(measure, Counter):
+        for values, number in measure.series.items():
+            counted.add_metric(list(values), number)
+    return counted
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:
