@@ -45,6 +45,7 @@ from app.services.housekeeping import HousekeepingService
 from app.services.invitations import InvitationService
 from app.services.lanes import LaneService
 from app.services.leases import LeaseService
+from app.services.measures import Measures
 from app.services.members import MemberService
 from app.services.metrics import MetricsService, Source
 from app.services.outputs import Limits as OutputLimits
@@ -264,7 +265,7 @@ async def _services(
         health=HealthService(database, bus, store, clock),
         invitations=InvitationService(bus=bus, passwords=passwords, sessions=sessions),
         members=MemberService(bus=bus),
-        metrics=MetricsService(database, _sources(database, bus)),
+        metrics=MetricsService(database, _sources(database, bus), measures),
         outputs=outputs,
         sessions=SessionService(bus=bus),
         tasks=tasks,

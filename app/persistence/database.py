@@ -102,6 +102,11 @@ class Database:
         self.hot = hot
         self.batched = batched
 
+    def connections_used(self) -> dict[str, Use]:
+        """How many connections of each pool stand, and how many of them serve nobody at this moment."""
+        pools = {"hot": self.hot.pool, "reads": self._reads, "orm": getattr(get_connection("default"), "_pool", None)}
+        return {name: Use(pool.get_size(), pool.get_idle_size()) for name, pool in pools.items() if pool is not None}
+
     @property
     def log_epoch(self) -> int:
         """The epoch of the event log that cursors of now belong to."""
