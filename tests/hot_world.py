@@ -84,6 +84,13 @@ class World:
         placed: list[Placed] = await self.hot.place([Planned(task, self.lanes[task], rank, agent.agent_id, slot)])
         return placed
 
+    async def limit(self, most: int | None) -> None:
+        """A new version of the workflow by which so many tasks may share a concurrency key."""
+        async with self.hot.transaction() as c:
+            await c.execute("UPDATE workflow SET version = version + 1 WHERE id = $1", self.workflow)
+            declared = None if most is None else {"key": "k", "limit": most, "onCollision": "queue"}
+            await c.execute(_LIMITED, self.workflow, declared)
+
     async def running(self, agent: Connected, slot: int = 1, **changes: Any) -> Fenced:
         """A task that the agent has acknowledged, by its lease."""
         [task] = await self.submit(**changes)
@@ -178,6 +185,13 @@ async def populate(database: Database) -> World:
     return World(database, team, user, workflow, requirement)
 
 
+_LIMITED = """
+INSERT INTO workflow_version (workflow_id, number, runtime, definition, parameters, labels, requirement_id, timeout,
+  retry, note, created_by_id, concurrency)
+SELECT v.workflow_id, w.version, runtime, definition, parameters, labels, requirement_id, timeout, retry, note,
+  created_by_id, $2::jsonb
+FROM workflow w JOIN workflow_version v ON v.workflow_id = w.id AND v.number = 1 WHERE w.id = $1
+"""
 _VERSION = """
 INSERT INTO workflow_version (workflow_id, number, runtime, definition, parameters, labels, requirement_id, timeout,
   retry, note, created_by_id) VALUES ($1, 1, 'command', '{"command": "x"}', '[]', '{gpu}', $2, 0, '{}', '', $3)

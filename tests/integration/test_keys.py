@@ -28,16 +28,6 @@ async def scheduler(here: World, redis_url: str) -> AsyncIterator[Scheduler]:
         await made.settle()
 
 
-async def limit(here: World, most: int | None) -> None:
-    """What the workflow's current version says from here on."""
-    async with here.hot.transaction() as c:
-        await c.execute("RESET ROLE")
-        await c.execute("UPDATE workflow SET version = version + 1 WHERE id = $1", here.workflow)
-        declared = None if most is None else {"key": "k", "limit": most, "onCollision": "queue"}
-        await c.execute(_VERSION, here.workflow, declared)
-        await c.execute("SET ROLE runyard_engine")
-
-
 async def submit(here: World, count: int = 1, *, key: str | None = "k", **changes: Any) -> list[UUID]:
     return await here.submit(count, concurrency_key=key, pinned=True, **changes)
 
@@ -57,7 +47,7 @@ async def settled(here: World, scheduler: Scheduler, *lanes: int) -> None:
 
 
 async def test_no_more_run_than_the_limit_and_the_others_are_parked(here: World, scheduler: Scheduler) -> None:
-    await limit(here, 2)
+    await here.limit(2)
     await here.connect(slots=5)
     tasks = await submit(here, 4)
     other = await submit(here, key=None)
@@ -72,7 +62,7 @@ async def test_no_more_run_than_the_limit_and_the_others_are_parked(here: World,
 
 
 async def test_a_task_that_ends_lets_the_next_one_of_its_key_run(here: World, scheduler: Scheduler) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     agent = await here.connect(slots=3)
     tasks = await submit(here, 3)
     await settled(here, scheduler, here.lanes[tasks[0]])
@@ -89,7 +79,7 @@ async def test_a_task_that_ends_lets_the_next_one_of_its_key_run(here: World, sc
 
 
 async def test_a_failed_attempt_lets_go_of_the_key_while_it_pauses(here: World, scheduler: Scheduler) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     agent = await here.connect(slots=2)
     tasks = await submit(here, 2, retry_max=1, retry_on=("failed",))
     await settled(here, scheduler, here.lanes[tasks[0]])
@@ -104,7 +94,7 @@ async def test_a_failed_attempt_lets_go_of_the_key_while_it_pauses(here: World, 
 
 
 async def test_a_cancelled_task_holds_its_key_until_its_agent_has_stopped(here: World, scheduler: Scheduler) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     agent = await here.connect(slots=2)
     tasks = await submit(here, 2)
     await settled(here, scheduler, here.lanes[tasks[0]])
@@ -123,7 +113,7 @@ async def test_a_cancelled_task_holds_its_key_until_its_agent_has_stopped(here: 
 
 
 async def test_a_lost_agent_loses_the_key_too(here: World, scheduler: Scheduler) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     agent = await here.connect(slots=1)
     tasks = await submit(here, 2)
     await settled(here, scheduler, here.lanes[tasks[0]])
@@ -143,16 +133,16 @@ async def test_a_lost_agent_loses_the_key_too(here: World, scheduler: Scheduler)
 async def test_a_raised_limit_counts_at_once_and_a_lowered_one_for_what_comes(
     here: World, scheduler: Scheduler
 ) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     await here.connect(slots=5)
     tasks = await submit(here, 4)
     await settled(here, scheduler, here.lanes[tasks[0]])
 
-    await limit(here, 3)
+    await here.limit(3)
     scheduler.changed(here.team)
     await scheduler.settle()
     raised = await states(here, tasks)
-    await limit(here, 2)
+    await here.limit(2)
     await here.hot.finish([await running(here, tasks[0])])
     scheduler.changed(here.team)
     await scheduler.settle()
@@ -162,12 +152,12 @@ async def test_a_raised_limit_counts_at_once_and_a_lowered_one_for_what_comes(
 
 
 async def test_without_a_limit_in_the_current_version_all_run(here: World, scheduler: Scheduler) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     await here.connect(slots=3)
     tasks = await submit(here, 3)
     await settled(here, scheduler, here.lanes[tasks[0]])
 
-    await limit(here, None)
+    await here.limit(None)
     scheduler.changed(here.team)
     await scheduler.settle()
 
@@ -177,7 +167,7 @@ async def test_without_a_limit_in_the_current_version_all_run(here: World, sched
 async def test_what_is_submitted_behind_parked_tasks_is_parked_by_its_own_statement(
     here: World, scheduler: Scheduler
 ) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     await here.connect(slots=3)
     first = await submit(here, 2)
     await settled(here, scheduler, here.lanes[first[0]])
@@ -193,7 +183,7 @@ async def test_what_is_submitted_behind_parked_tasks_is_parked_by_its_own_statem
 
 
 async def test_the_next_of_a_key_is_the_one_of_highest_priority(here: World, scheduler: Scheduler) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     await here.connect(slots=3)
     tasks = await submit(here, 2)
     await settled(here, scheduler, here.lanes[tasks[0]])
@@ -208,7 +198,7 @@ async def test_the_next_of_a_key_is_the_one_of_highest_priority(here: World, sch
 
 
 async def test_submitters_share_a_key_as_they_share_the_slots(here: World, scheduler: Scheduler) -> None:
-    await limit(here, 2)
+    await here.limit(2)
     await here.connect(slots=4)
     mine = await submit(here, 5)
     await settled(here, scheduler, here.lanes[mine[0]])
@@ -224,7 +214,7 @@ async def test_submitters_share_a_key_as_they_share_the_slots(here: World, sched
 
 
 async def test_one_key_with_a_great_backlog_hides_nothing(here: World, scheduler: Scheduler) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     await here.connect(slots=2)
     first = await submit(here, 64)
     for _ in range(10):
@@ -239,7 +229,7 @@ async def test_one_key_with_a_great_backlog_hides_nothing(here: World, scheduler
 
 
 async def test_a_parked_task_that_is_cancelled_or_expires_leaves_no_trace(here: World, scheduler: Scheduler) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     await here.connect(slots=2)
     tasks = await submit(here, 3, queue_timeout=60.0)
     await settled(here, scheduler, here.lanes[tasks[0]])
@@ -257,7 +247,7 @@ async def test_a_parked_task_that_is_cancelled_or_expires_leaves_no_trace(here: 
 async def test_a_task_that_gives_up_its_place_in_the_queue_leaves_it_to_the_next_of_its_key(
     here: World, scheduler: Scheduler
 ) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     agent = await here.connect(slots=2)
     tasks = await submit(here, 3)
     await settled(here, scheduler, here.lanes[tasks[0]])
@@ -279,7 +269,7 @@ async def test_a_task_that_gives_up_its_place_in_the_queue_leaves_it_to_the_next
 async def test_a_parked_row_of_a_task_that_has_ended_is_dropped_by_whoever_meets_it(
     here: World, scheduler: Scheduler
 ) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     await here.connect(slots=2)
     key = key_id(here.workflow, "k")
     tasks = await submit(here, 1)
@@ -301,7 +291,7 @@ async def test_a_parked_row_of_a_task_that_has_ended_is_dropped_by_whoever_meets
 
 
 async def test_a_plan_that_does_not_know_the_key_takes_nothing(here: World) -> None:
-    await limit(here, 1)
+    await here.limit(1)
     agent = await here.connect(slots=2)
     [task] = await submit(here)
     await here.reads.rooms({key_id(here.workflow, "k"): task})
@@ -314,7 +304,7 @@ async def test_a_plan_that_does_not_know_the_key_takes_nothing(here: World) -> N
 
 
 async def test_one_statement_gives_no_more_permits_than_there_are(here: World) -> None:
-    await limit(here, 2)
+    await here.limit(2)
     agent = await here.connect(slots=4)
     tasks = await submit(here, 4)
     await here.reads.rooms({key_id(here.workflow, "k"): tasks[0]})
@@ -351,12 +341,3 @@ class _Placed:
     def __init__(self, row: Any) -> None:
         self.task_id, self.agent_id, self.lease_no = row["task_id"], row["agent_id"], row["lease_no"]
         self.session_no = row["session_no"]
-
-
-_VERSION = """
-INSERT INTO workflow_version (workflow_id, number, runtime, definition, parameters, labels, requirement_id, timeout,
-  retry, note, created_by_id, concurrency)
-SELECT v.workflow_id, w.version, runtime, definition, parameters, labels, requirement_id, timeout, retry, note,
-  created_by_id, $2::jsonb
-FROM workflow w JOIN workflow_version v ON v.workflow_id = w.id AND v.number = 1 WHERE w.id = $1
-"""

@@ -28,6 +28,7 @@ CONNECTIONS = 14
 AGENTS = 12
 SLOTS = 3
 LANES = 4
+SHARED = 2  # tasks that may share a concurrency key
 TIMINGS = Timings(
     lease=3.0,
     acknowledge=0.25,
@@ -74,25 +75,34 @@ class Storm:
                 retry_max=self.random.choice([0, 2]),
                 retry_on=("failed", "agent_lost", "timed_out"),
                 timeout=self.random.choice([0.0, 0.05, 0.1]),
+                concurrency_key=self.random.choice([None, None, None, "a", "b"]),
+                pinned=True,
                 queue_timeout=self.random.choice([None, None, 1.0]),
                 key=key,
                 hash=key and b"same",
             )
             for key in keys
         ]
-        if await self.here.database.fetchval("SELECT count(*) FROM ready") > 300:
+        if (
+            await self.here.database.fetchval("SELECT (SELECT count(*) FROM ready) + (SELECT count(*) FROM blocked)")
+            > 400
+        ):
             new = new[:1]
         for result in await self.here.hot.submit(new):
             self.counts[result.status] += 1
             if result.status is SubmitStatus.CREATED and result.task_id:
                 self.tasks.append(result.task_id)
+            if result.parked:
+                self.counts["parked by its submit"] += 1
+                await self.wake({result.parked})
 
     async def place(self) -> None:
         heads = await self.here.hot.fetch(_HEADS)
         slots = await self.here.hot.fetch("SELECT agent_id, no FROM slot WHERE task_id IS NULL AND open LIMIT 16")
         self.random.shuffle(slots)
+        await self.here.reads.rooms({head["key_id"]: head["task_id"] for head in heads if head["key_id"]})
         plan = [
-            Planned(head["task_id"], head["lane_id"], head["rank"], slot["agent_id"], slot["no"])
+            Planned(head["task_id"], head["lane_id"], head["rank"], slot["agent_id"], slot["no"], head["key_id"])
             for head, slot in zip(heads, slots, strict=False)
         ]
         placed = await self.here.hot.place(plan)
@@ -100,6 +110,10 @@ class Storm:
         self.counts["place races lost"] += len(plan) - len(placed)
         attempts = await self._attempts([one.task_id for one in placed])
         self.leases += [fence(one, attempts.get(one.task_id, 0) + 1) for one in placed]
+        taken = {one.task_id for one in placed}
+        parked = await self.here.hot.park([one.task_id for one in plan if one.key_id and one.task_id not in taken])
+        self.counts["parked"] += len(parked)
+        await self.wake({one.key_id for one in parked})
         self.counts["held"] += len(await self.here.hot.hold([head["task_id"] for head in heads[:4]]))
 
     async def act(self) -> None:
@@ -124,9 +138,11 @@ class Storm:
             ]
             for done in await self.here.hot.finish(results):
                 self.counts[f"finish {done.fence} {done.state}"] += 1
+                await self.wake({done.key_id} if done.key_id else set())
         else:
             for freed in await self.here.hot.release([one.lease for one in some]):
                 self.counts[f"release {freed}"] += 1
+            await self.wake(None)
 
     async def cancel(self) -> None:
         some = self.random.sample(self.tasks, min(len(self.tasks), 3))
@@ -134,6 +150,7 @@ class Storm:
         running = [one.lease.task_id for one in self.leases[-3:]] if self.random.random() < 0.3 else []
         for answer in await self.here.hot.cancel(self.here.team, some + running, reason="cancelled_by_user"):
             self.counts["cancelled" if answer.event else f"cancel found {answer.state}"] += 1
+            await self.wake({answer.key_id} if answer.key_id else set())
         await asyncio.sleep(0.02)
 
     async def beat(self) -> None:
@@ -149,6 +166,7 @@ class Storm:
             self.counts[f"swept {lost.reason} {lost.state}"] += 1
         for due in await self.here.hot.due():
             self.counts[f"due {due.state}"] += 1
+        await self.wake(None)
         await asyncio.sleep(0.05)
 
     async def connect(self) -> None:
@@ -185,7 +203,20 @@ class Storm:
             ]
             lost = await self.here.hot.reclaim(answer.missing, cause="forgotten")
             self.counts["forgotten"] += len(lost)
+            await self.wake(None)
         await asyncio.sleep(0.1)
+
+    async def wake(self, keys: set[UUID] | None) -> None:
+        """What whoever parks a task or lets go of a key does afterwards."""
+        while keys != set() and (moved := await self.here.hot.wake(self.here.team, keys)):
+            self.counts["woken"] += len(moved)
+            keys = {key for key, _ in moved}
+
+    async def watch_keys(self) -> None:
+        """No key is held by more than its limit, at any moment."""
+        self.counts["looked at keys"] += 1
+        assert await self.here.database.fetch(_TOO_MANY, SHARED) == []
+        await asyncio.sleep(0.02)
 
     async def _numbers(self, leases: list[Fenced]) -> list[int]:
         rows = await self.here.database.fetch(
@@ -204,7 +235,13 @@ class Storm:
 
 _HEADS = """
 SELECT h.* FROM (SELECT DISTINCT lane_id FROM ready) w CROSS JOIN LATERAL (
-  SELECT task_id, lane_id, rank FROM ready r WHERE r.lane_id = w.lane_id ORDER BY rank, task_id LIMIT 6) h LIMIT 16
+  SELECT task_id, lane_id, rank, key_id FROM ready r WHERE r.lane_id = w.lane_id
+  ORDER BY rank, task_id LIMIT 6) h LIMIT 16
+"""
+
+
+_TOO_MANY = """
+SELECT key_id, count(*) FROM slot WHERE task_id IS NOT NULL AND key_id IS NOT NULL GROUP BY key_id HAVING count(*) > $1
 """
 
 
@@ -214,6 +251,7 @@ SELECT h.* FROM (SELECT DISTINCT lane_id FROM ready) w CROSS JOIN LATERAL (
 async def test_everything_at_once_leaves_nothing_lost_doubled_or_out_of_order(database_url: str) -> None:
     seed = int(time.time())
     async with world(database_url, timings=TIMINGS, hot_size=CONNECTIONS) as here:
+        await here.limit(SHARED)
         storm = Storm(here, seed)
         for n in range(AGENTS):
             storm.agents[f"agent {n}"] = await here.connect(f"agent {n}", slots=SLOTS)
@@ -226,6 +264,7 @@ async def test_everything_at_once_leaves_nothing_lost_doubled_or_out_of_order(da
             storm.beat,
             *[storm.sweep] * 2,
             *[storm.connect] * 2,
+            storm.watch_keys,
         ]
         await asyncio.gather(*(storm.repeat(step) for step in workers))
 
@@ -277,8 +316,15 @@ QUESTIONS = {
     "a leased task is not in the queue, a waiting one is, or comes back later": """
         SELECT l.task_id FROM task_live l LEFT JOIN ready r ON r.lane_id = l.lane_id AND r.rank = l.rank
           AND r.task_id = l.task_id LEFT JOIN later q ON q.task_id = l.task_id AND q.kind = 'retry'
-        WHERE (r.task_id IS NOT NULL)::int + (q.task_id IS NOT NULL)::int
+          LEFT JOIN blocked b ON b.task_id = l.task_id
+        WHERE (r.task_id IS NOT NULL)::int + (q.task_id IS NOT NULL)::int + (b.task_id IS NOT NULL)::int
           <> (l.state IN ('pending', 'waiting', 'provisioning'))::int""",
+    "nothing is parked beside a free permit": """
+        SELECT b.key_id, b.lane_id FROM (SELECT DISTINCT key_id, lane_id FROM blocked) b JOIN permit p USING (key_id)
+        WHERE p.most - p.held > (SELECT count(*) FROM ready r WHERE r.key_id = b.key_id AND r.lane_id = b.lane_id)""",
+    "a slot has the key of its task": """
+        SELECT s.task_id FROM slot s JOIN task_live l ON l.task_id = s.task_id
+        WHERE s.key_id IS DISTINCT FROM l.key_id""",
     "an ended task holds no place in a running session's lease": """
         SELECT l.task_id FROM task_live l JOIN task_end e USING (task_id)""",
     "attempts are numbered 1..n and none is missing": """
@@ -295,6 +341,10 @@ EXPECTED = [
     "placed",
     "place races lost",
     "held",
+    "parked",
+    "parked by its submit",
+    "woken",
+    "looked at keys",
     f"acknowledge {Fence.ACCEPTED}",
     f"acknowledge {Fence.ACCEPTED} (no event)",
     f"acknowledge {Fence.LEASE_LOST} (no event)",
