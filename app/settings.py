@@ -80,6 +80,17 @@ class Settings(BaseSettings):
         "data directory. Replicas share it.",
     )
 
+    # How pools start agents.
+    local_pools: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether pools may run agents on this machine; auto: only with our own PostgreSQL."
+    )
+    kubernetes: str = Field(
+        "", description="Where pools run agents as Jobs: `in-cluster`, or a path of a kubeconfig; empty: nowhere."
+    )
+    kubernetes_namespace: str = Field(
+        "runyard", pattern="^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="The namespace of those Jobs."
+    )
+
     # Timings, in seconds.
     time_scale: float = Field(1.0, gt=0, le=10, description="Multiplies every timing below; for tests.")
     beat: float = Field(5.0, gt=0, description="Agents give a sign of life this often.")
@@ -149,6 +160,11 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Whether this process starts its own PostgreSQL."""
         return not self.database_url.get_secret_value()
+
+    @property
+    def starts_local(self) -> bool:
+        """Whether pools may start agents as processes of this one."""
+        return self.local_pools == "on" or (self.local_pools == "auto" and self.embedded)
 
     def not_shared(self) -> list[str]:
         """The settings that keep a second replica from serving beside this one; empty where it may."""

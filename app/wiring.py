@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from app import failpoints
 from app.domain.errors import StorageUnavailable, Unavailable
+from app.domain.pool import ProvisionerKind
 from app.events.bus import RedisBus
 from app.loops.runner import Loop
 from app.persistence import sessions as agent_sessions
@@ -30,6 +31,7 @@ from app.persistence.feed import FeedReads
 from app.persistence.hot import Timings
 from app.persistence.placement import PlacementReads
 from app.persistence.tasks import TaskReads
+from app.provisioning.local import LocalProvisioner
 from app.services.accounts import AccountService
 from app.services.agents import AgentService
 from app.services.bulk import BulkService
@@ -44,6 +46,7 @@ from app.services.health import HealthService
 from app.services.housekeeping import HousekeepingService
 from app.services.invitations import InvitationService
 from app.services.lanes import LaneService
+from app.services.launches import LaunchService, LaunchTimes
 from app.services.leases import LeaseService
 from app.services.measures import Measures
 from app.services.members import MemberService
@@ -51,7 +54,8 @@ from app.services.metrics import MetricsService, Source
 from app.services.outputs import Limits as OutputLimits
 from app.services.outputs import OutputService
 from app.services.passwords import Passwords
-from app.services.ports import Clock, ObjectStore, SignedFiles
+from app.services.pools import PoolService
+from app.services.ports import Clock, ObjectStore, Provisioner, SignedFiles
 from app.services.quotas import LocalQuota
 from app.services.scheduler import Scheduler
 from app.services.sessions import OpenSessions, SessionService
@@ -124,7 +128,9 @@ async def open_servers(settings: Settings, broken: "asyncio.Future[None]") -> As
             await _migrated(url)
         found = {"database_url": url, "redis_url": await _redis_url(stack, settings, broken)}
         found |= {name: ",".join(_secrets(settings, name)) for name in ("secret_key", "pepper")}
-        yield settings.model_copy(update={name: SecretStr(value) for name, value in found.items()})
+        # To a worker the embedded servers look like any others.
+        local = {"local_pools": "on" if settings.starts_local else "off"}
+        yield settings.model_copy(update={name: SecretStr(value) for name, value in found.items()} | local)
 
 
 async def print_link(settings: Settings, email: str) -> None:
@@ -249,6 +255,19 @@ async def _services(
     credentials = CredentialService(bus=bus, pepper=_keys(settings, "credentials", secret="pepper")[0])
     stack.push_async_callback(sessions.close)
     stack.push_async_callback(credentials.close)
+    provisioners = await _provisioners(stack, settings)
+    launches = LaunchService(
+        database=database,
+        credentials=credentials,
+        publisher=publisher,
+        provisioners=provisioners,
+        # No other process ever has this name, not even one with the same number after a restart.
+        replica=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}",
+        url=settings.public_url,
+        times=LaunchTimes().scaled(settings.time_scale),
+        time_scale=settings.time_scale,
+    )
+    stack.push_async_callback(launches.close)
     services = Services(
         accounts=AccountService(bus=bus, quota=LocalQuota(), passwords=passwords, sessions=sessions),
         agents=AgentService(reads=AgentReads(database), database=database, publisher=publisher, scheduler=scheduler),
@@ -267,6 +286,7 @@ async def _services(
         members=MemberService(bus=bus),
         metrics=MetricsService(database, _sources(database, bus), measures),
         outputs=outputs,
+        pools=PoolService(database, offered=provisioners),
         sessions=SessionService(bus=bus),
         tasks=tasks,
         teams=TeamService(bus=bus),
@@ -274,7 +294,8 @@ async def _services(
         waiting=WaitingService(database),
         workflows=workflows,
     )
-    return services, _loops(settings, database, publisher, scheduler, services)
+    loops = _loops(settings, database, publisher, scheduler, services)
+    return services, (*loops, *_pool_loops(settings, launches))
 
 
 def _loops(
@@ -297,6 +318,32 @@ def _loops(
         Loop("partitions", housekeeping.partition, every=TIDY),
         Loop("idempotency", housekeeping.forget, every=TIDY),
     )
+
+
+def _pool_loops(settings: Settings, launches: LaunchService) -> tuple[Loop, ...]:
+    return (
+        Loop("pools", launches.scale, every=WAKE * settings.time_scale),
+        Loop("launches", launches.attend, every=WAKE * settings.time_scale),
+        Loop("old launches", launches.forget, every=TIDY),
+    )
+
+
+async def _provisioners(stack: AsyncExitStack, settings: Settings) -> dict[ProvisionerKind, Provisioner]:
+    """What this server may start agents by."""
+    found: dict[ProvisionerKind, Provisioner] = {}
+    if settings.starts_local:
+        root, configs = settings.data_dir / "pool-agents", settings.data_dir / "pools"
+        found[ProvisionerKind.LOCAL] = LocalProvisioner(root.absolute(), configs.absolute(), os.environ)
+    if settings.kubernetes:
+        # Its models take a quarter of a second and 40 MiB, which only those pay who use it.
+        from app.provisioning.kubernetes import open_kubernetes  # noqa: PLC0415
+
+        try:
+            opened = open_kubernetes(settings.kubernetes, settings.kubernetes_namespace)
+            found[ProvisionerKind.KUBERNETES] = await stack.enter_async_context(opened)
+        except ValueError as wrong:
+            raise CannotOpen(f"kubernetes: {wrong}") from wrong
+    return found
 
 
 def _sources(database: Database, bus: RedisBus) -> dict[str, Source]:

@@ -31,10 +31,12 @@ class Code(StrEnum):
     IDEMPOTENCY_CONFLICT = "IDEMPOTENCY_CONFLICT"
     ALREADY_EXISTS = "ALREADY_EXISTS"
     WRONG_STATE = "WRONG_STATE"
+    CONCURRENCY_LIMIT = "CONCURRENCY_LIMIT"
     LEASE_LOST = "LEASE_LOST"
     AGENT_TAKEN = "AGENT_TAKEN"
     BUSY = "BUSY"
     LINK_EXPIRED = "LINK_EXPIRED"
+    PROVISIONER_OFF = "PROVISIONER_OFF"
 
 
 FAULTS = frozenset(
@@ -171,6 +173,16 @@ class WrongState(DomainError):
     code = Code.WRONG_STATE
 
 
+class ConcurrencyLimit(DomainError):
+    """As many tasks as may share the concurrency key do, and the workflow refuses to queue; `holder` is one of them."""
+
+    code = Code.CONCURRENCY_LIMIT
+
+    def __init__(self, message: str, *, holder: UUID) -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
 class LeaseLost(DomainError):
     """Another lease owns the task, or it has ended: the agent stops its work. Definitive, never to be retried."""
 
@@ -195,6 +207,12 @@ class Busy(DomainError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class ProvisionerOff(DomainError):
+    """This server does not start agents that way: its operator has not allowed it."""
+
+    code = Code.PROVISIONER_OFF
 
 
 class LinkExpired(DomainError):

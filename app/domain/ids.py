@@ -22,6 +22,8 @@ class Kind(StrEnum):
     OUTPUT = "out"
     UPLOAD = "upload"
     BULK_OPERATION = "bulk"
+    POOL = "pool"
+    LAUNCH = "launch"
 
 
 def encode(kind: Kind, id: UUID) -> str:

@@ -34,7 +34,18 @@ class Help(StrEnum):
     RESUME_AGENT = "resume_agent"
     START_AGENT = "start_agent"
     ADD_LABELS = "add_labels"
+    CHANGE_POOL = "change_pool"
     CONNECT_AGENT = "connect_agent"
+
+
+class PoolStanding(StrEnum):
+    """What a pool that could start an agent for a task does about it."""
+
+    STARTING = "starting"
+    FAILING = "failing"
+    AT_MAXIMUM = "at_maximum"
+    OFF = "off"
+    READY = "ready"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +60,19 @@ class Candidate:
     pause: str | None = None
     suspect: bool = False
     free: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolCandidate:
+    """A pool whose agents would offer all that one task needs; `trouble` is what its last launch failed of."""
+
+    pool_id: UUID
+    name: str
+    enabled: bool = True
+    coming: int = 0  # agents that are being started
+    living: int = 0
+    max_agents: int = 1
+    trouble: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +95,15 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundPool:
+    """What one pool does about the task, and the same in words."""
+
+    candidate: PoolCandidate
+    standing: PoolStanding
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Advice:
     """One thing that would help; `agent_id` and `labels` where it concerns them."""
 
@@ -87,16 +120,23 @@ class Explanation:
     found: tuple[Found, ...]
     more: int
     advice: tuple[Advice, ...]
+    pools: tuple[FoundPool, ...] = ()
 
 
-def explain(wanted: Wanted, candidates: Iterable[Candidate], *, agents: int) -> Explanation:
-    """Why the task waits. `candidates` are the agents that come nearest, of `agents` that the team has."""
+def explain(
+    wanted: Wanted, candidates: Iterable[Candidate], *, agents: int, pools: Iterable[PoolCandidate] = ()
+) -> Explanation:
+    """Why the task waits. `candidates` are the agents that come nearest, of `agents` that the team has.
+
+    `pools`: those whose agents would offer all that the task needs.
+    """
     found = sorted(
         (Found(each, obstacle(each, wanted)) for each in candidates),
         key=lambda each: (-_RANK[each.obstacle], len(each.candidate.missing), each.candidate.name),
     )
     named = tuple(found[:MAX_AGENTS])
-    return Explanation(named, max(0, agents - len(named)), tuple(_advice(wanted, found)))
+    around = tuple(sorted((_found_pool(each) for each in pools), key=lambda each: each.candidate.name))
+    return Explanation(named, max(0, agents - len(named)), tuple(_advice(wanted, found, around)), around)
 
 
 def obstacle(agent: Candidate, wanted: Wanted) -> Obstacle:
@@ -120,7 +160,42 @@ def sentence(found: Found) -> str:
     return _SENTENCES[found.obstacle]
 
 
-def _advice(wanted: Wanted, found: Sequence[Found]) -> Iterable[Advice]:
+def pool_standing(pool: PoolCandidate) -> PoolStanding:
+    """What the pool does, the nearest to an agent first."""
+    tests = (
+        (PoolStanding.OFF, not pool.enabled),
+        (PoolStanding.STARTING, pool.coming > 0),
+        (PoolStanding.FAILING, pool.trouble is not None),
+        (PoolStanding.AT_MAXIMUM, pool.living >= pool.max_agents),
+    )
+    return next((standing for standing, stands in tests if stands), PoolStanding.READY)
+
+
+def _found_pool(pool: PoolCandidate) -> FoundPool:
+    standing = pool_standing(pool)
+    name, failed = f"the pool {pool.name}", f"its last agent could not be started: {pool.trouble}"
+    words = {
+        PoolStanding.OFF: f"{name} is switched off",
+        PoolStanding.STARTING: f"{name} is starting an agent" + (f"; {failed}" if pool.trouble else ""),
+        PoolStanding.FAILING: f"{name} tries again: {failed}",
+        PoolStanding.AT_MAXIMUM: f"{name} has all the agents that it may have: {pool.max_agents}",
+        PoolStanding.READY: f"{name} starts an agent where no other one could run the task",
+    }
+    return FoundPool(pool, standing, words[standing])
+
+
+def _pool_advice(pools: Sequence[FoundPool]) -> Iterable[Advice]:
+    """What would let a pool help; nothing where one is starting an agent already."""
+    for each in pools:
+        if each.standing is PoolStanding.OFF:
+            yield Advice(Help.CHANGE_POOL, f"switch the pool {each.candidate.name} on")
+        elif each.standing is PoolStanding.AT_MAXIMUM:
+            yield Advice(Help.CHANGE_POOL, f"let the pool {each.candidate.name} have more agents")
+        elif each.standing is PoolStanding.FAILING:
+            yield Advice(Help.CHANGE_POOL, f"see to the pool {each.candidate.name}: {each.candidate.trouble}")
+
+
+def _advice(wanted: Wanted, found: Sequence[Found], pools: Sequence[FoundPool]) -> Iterable[Advice]:
     at = {each.obstacle for each in found}
     if wanted.backing_off:
         yield Advice(Help.WAIT, "wait: it is tried again after a pause, since its last attempt did not complete")
@@ -128,11 +203,15 @@ def _advice(wanted: Wanted, found: Sequence[Found]) -> Iterable[Advice]:
     working = bool(at & _PASSING)
     if working:
         yield Advice(Help.WAIT, f"wait: about {_position(wanted)} ahead of it")
+    starting = [each for each in pools if each.standing is PoolStanding.STARTING]
+    for pool in starting:
+        yield Advice(Help.WAIT, f"wait: the pool {pool.candidate.name} is starting an agent")
     for each in _with(found, Obstacle.PAUSED):
         name, id = each.candidate.name, each.candidate.agent_id
         yield Advice(Help.RESUME_AGENT, f"resume the agent {name}", agent_id=id)
-    if working:
+    if working or starting:
         return
+    yield from _pool_advice(pools)
     for each in _with(found, Obstacle.OFFLINE):
         name, id = each.candidate.name, each.candidate.agent_id
         yield Advice(Help.START_AGENT, f"start the agent {name}", agent_id=id)

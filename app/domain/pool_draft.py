@@ -22,7 +22,18 @@ IDLE = 300.0
 DEADLINE = 600.0
 MAX_SELECTORS = 20
 
-FIELDS = ("name", "labels", "minAgents", "maxAgents", "slots", "provisioner", "settings", "idle", "deadline", "enabled")
+FIELDS = (
+    "name",
+    "labels",
+    "minAgents",
+    "maxAgents",
+    "slots",
+    "provisioner",
+    "settings",
+    "idleTime",
+    "deadline",
+    "enabled",
+)
 
 _CONFIG = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/@-]{0,253}[A-Za-z0-9])?")
@@ -66,7 +77,7 @@ def read(document: Mapping[str, Any]) -> Draft:
         slots=reader.whole("slots", low=1, high=MAX_SLOTS) or 1,
         provisioner=kind,
         settings=_local(settings) if kind is ProvisionerKind.LOCAL else _kubernetes(settings),
-        idle=_seconds(reader, "idle", IDLE, low=1.0, high=7 * 24 * HOURS),
+        idle=_seconds(reader, "idleTime", IDLE, low=1.0, high=7 * 24 * HOURS),
         deadline=_seconds(reader, "deadline", DEADLINE, low=1.0, high=24 * HOURS),
         enabled=reader.flag("enabled", default=True),
     )
@@ -84,7 +95,7 @@ def write(pool: Pool) -> dict[str, Any]:
         "slots": pool.slots,
         "provisioner": str(pool.provisioner),
         "settings": dict(pool.settings),
-        "idle": pool.idle,
+        "idleTime": pool.idle,
         "deadline": pool.deadline,
         "enabled": pool.enabled,
     }

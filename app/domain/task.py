@@ -90,7 +90,9 @@ class Reason(StrEnum):
     INPUT_GONE = "input_gone"
     OUTPUT_REFUSED = "output_refused"
     CANCELLED_BY_USER = "cancelled_by_user"
+    SUPERSEDED = "superseded"
     REFUSED_BY_AGENT = "refused_by_agent"
+    PROVISIONING_FAILED = "provisioning_failed"
 
 
 def sources(verb: Verb) -> tuple[TaskState, ...]:

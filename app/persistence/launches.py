@@ -155,9 +155,9 @@ async def started(db: Database, held: Claimed, reference: str) -> None:
                        held.id, held.claim_no, reference)  # fmt: skip
 
 
-async def put_off(db: Database, held: Claimed, error: str, *, seconds: float) -> bool:
-    """Its provisioner could not be reached: it is asked for anew, with another key, not before so many seconds."""
-    return bool(await db.hot.fetch(_PUT_OFF, held.id, held.claim_no, error, seconds, [*sources(LaunchVerb.PUT_OFF)]))
+async def put_off(db: Database, held: Claimed, error: str) -> bool:
+    """Its provisioner could not be reached: it is asked for anew, with another key."""
+    return bool(await db.hot.fetch(_PUT_OFF, held.id, held.claim_no, error, [*sources(LaunchVerb.PUT_OFF)]))
 
 
 async def connect(db: Database, held: Claimed) -> bool:
@@ -401,8 +401,8 @@ UPDATE launch SET state = 'starting', credential_id = $3 WHERE id = $1 AND claim
 RETURNING id
 """
 _PUT_OFF = """
-UPDATE launch SET state = 'requested', error = $3, claimed_until = app_now() + make_interval(secs => $4)
-WHERE id = $1 AND claim_no = $2 AND state = ANY($5::text[]) RETURNING id
+UPDATE launch SET state = 'requested', error = $3 WHERE id = $1 AND claim_no = $2 AND state = ANY($4::text[])
+RETURNING id
 """
 _CONNECT = """
 WITH l AS (

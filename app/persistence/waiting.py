@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from app.domain.placement_reasons import MAX_AGENTS, Candidate
+from app.domain.placement_reasons import MAX_AGENTS, Candidate, PoolCandidate
+from app.domain.pool import COMING
 from app.domain.task import TaskState
 from app.persistence.database import Database, Record
 
@@ -49,6 +50,18 @@ async def surroundings(
     ]
     found = {row["requirement_id"]: _surroundings(row) for row in rows if row["task_id"] is None}
     return waiting, found
+
+
+async def pools_around(
+    database: Database, team_ids: Collection[UUID], ids: Sequence[UUID]
+) -> dict[UUID, list[PoolCandidate]]:
+    """The pools that could start an agent for each of the tasks `ids`."""
+    rows = await database.fetch(_POOLS_AROUND, list(ids), list(team_ids), [*COMING])
+    found: dict[UUID, list[PoolCandidate]] = {}
+    for row in rows:
+        told = {name: row[name] for name in PoolCandidate.__slots__}
+        found.setdefault(row["task_id"], []).append(PoolCandidate(**told))
+    return found
 
 
 def _surroundings(row: Record) -> Surroundings:
@@ -104,4 +117,19 @@ FROM r CROSS JOIN LATERAL (
     ORDER BY cardinality(coalesce(lack.missing, r.labels)), coalesce(s.alive, false) DESC, a.id LIMIT $4
   ) n
 ) near
+"""
+
+_POOLS_AROUND = """
+WITH w AS MATERIALIZED (
+  SELECT l.task_id, l.team_id, ARRAY(SELECT l FROM unnest(q.labels) l WHERE l NOT LIKE '@%') AS labels
+  FROM task_live l JOIN lane a ON a.id = l.lane_id JOIN requirement q ON q.id = a.requirement_id
+  WHERE l.task_id = ANY($1::uuid[]) AND l.team_id = ANY($2::uuid[])
+),
+p AS MATERIALIZED (
+  SELECT p.id AS pool_id, p.team_id, p.name, p.labels, p.enabled, p.max_agents, p.trouble,
+    count(l.id)::int AS living, (count(l.id) FILTER (WHERE l.state = ANY($3::text[])))::int AS coming
+  FROM pool p LEFT JOIN launch l ON l.team_id = p.team_id AND l.pool_id = p.id AND l.ended_at IS NULL
+  WHERE p.team_id IN (SELECT team_id FROM w) AND p.removed_at IS NULL GROUP BY p.id
+)
+SELECT w.task_id, p.* FROM w JOIN p ON p.team_id = w.team_id AND w.labels <@ p.labels
 """

@@ -14,6 +14,7 @@ from app.services.invitations import InvitationService
 from app.services.members import MemberService
 from app.services.metrics import MetricsService
 from app.services.outputs import OutputService
+from app.services.pools import PoolService
 from app.services.sessions import SessionService
 from app.services.tasks import TaskService
 from app.services.teams import TeamService
@@ -38,6 +39,7 @@ class Services:
     members: MemberService
     metrics: MetricsService
     outputs: OutputService
+    pools: PoolService
     sessions: SessionService
     tasks: TaskService
     teams: TeamService

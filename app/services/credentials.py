@@ -51,6 +51,14 @@ class Created:
     key: str | None = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """A key for an agent that a pool starts; `key` goes to that agent alone."""
+
+    id: UUID
+    key: str = field(repr=False)
+
+
 class CredentialService:
     """The keys of the viewer's teams. `pepper` keys the stored hashes and is not in the database."""
 
@@ -126,6 +134,27 @@ class CredentialService:
         if await credentials.revoke(credential_id):
             tell_auth(self._bus, AuthSubject.CREDENTIAL, credential_id)
         return await credentials.get(credential_id) or found[0]
+
+    async def lend(self, team_id: UUID, name: str, *, labels: Sequence[str], max_slots: int, made_by: UUID) -> Lent:
+        """System verb: a key for an agent that a pool starts, in the transaction around it. Nobody is shown it."""
+        key = mint(KeyKind.AGENT, secrets.randbelow)
+        pinned = NewCredential(
+            kind=KeyKind.AGENT,
+            name=name[:100],
+            scopes=(),
+            labels=tuple(sorted(labels)),
+            max_slots=max_slots,
+            workflows=None,
+            expires_in=None,
+        )
+        stored = keyed_hash(key, self._pepper)
+        made = await credentials.add(team_id, pinned, key_id=key.id, secret_hash=stored, made_by=made_by)
+        return Lent(made.id, key.text)
+
+    async def take_back(self, credential_id: UUID) -> None:
+        """System verb: end such a key. Doing it again changes nothing."""
+        if await credentials.revoke(credential_id):
+            tell_auth(self._bus, AuthSubject.CREDENTIAL, credential_id)
 
     async def close(self) -> None:
         """Wait for the last mark of use."""

@@ -3,11 +3,15 @@
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
+from uuid import UUID
 
 # Values of the object store's port: the adapters below this layer make them.
 from app.domain.output import SignedRequest as SignedRequest
 from app.domain.output import StoredObject as StoredObject
 from app.domain.output import UploadPlan as UploadPlan
+from app.domain.pool import Alive as Alive
+from app.domain.pool import Gone as Gone
+from app.domain.pool import LaunchOrder as LaunchOrder
 
 
 class Clock(Protocol):
@@ -135,6 +139,28 @@ class SignedFiles(Protocol):
         `headers` has lower-case names and must be those of the plan. Raises `BadRequest` for another header, size or
         hash, `AlreadyExists` where the key is written, `NotFound` where the upload has ended, `StorageFull`.
         """
+
+
+class Provisioner(Protocol):
+    """Starts and ends agents. Every method may be repeated, by any replica, and finds what it did before.
+
+    Each raises `Unavailable` where what it needs does not answer: nothing is known then, and it is asked again.
+    """
+
+    async def start(self, order: LaunchOrder) -> str:
+        """Start an agent and return what the provisioner calls it; raises `LaunchRefused` where it never will."""
+
+    async def look(self, launch_id: UUID) -> Alive | Gone:
+        """Whether it is there."""
+
+    async def stop(self, launch_id: UUID) -> None:
+        """End it and remove all that is left of it, its key above all; silent where there is nothing."""
+
+    def held(self) -> frozenset[UUID]:
+        """The launches that end with this process; empty where they live on elsewhere."""
+
+    async def close(self) -> None:
+        """End what ends with this process."""
 
 
 class Quota(Protocol):

@@ -74,6 +74,7 @@ from app.interfaces.graphql import (
     nodes,
     outputs,
     policy,
+    pools,
     subscriptions,
     tasks,
     teams,
@@ -93,6 +94,7 @@ NOUNS: tuple[Noun, ...] = (
     tasks.NOUN,
     outputs.NOUN,
     agents.NOUN,
+    pools.NOUN,
     bulk.NOUN,
     subscriptions.NOUN,
 )

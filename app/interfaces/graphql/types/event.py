@@ -55,7 +55,9 @@ enum(
         Reason.INPUT_GONE: "A file that it was given is no longer kept.",
         Reason.OUTPUT_REFUSED: "One of its outputs could not be stored.",
         Reason.CANCELLED_BY_USER: "Somebody cancelled it.",
+        Reason.SUPERSEDED: "A newer task with its concurrency key took its place.",
         Reason.REFUSED_BY_AGENT: "The agent does not run this workflow.",
+        Reason.PROVISIONING_FAILED: "A pool could not start an agent for it, however often it tried.",
     },
     name="TaskReason",
 )

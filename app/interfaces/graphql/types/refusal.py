@@ -19,7 +19,9 @@ class RefusalCode(StrEnum):
     IDEMPOTENCY_CONFLICT = Code.IDEMPOTENCY_CONFLICT
     ALREADY_EXISTS = Code.ALREADY_EXISTS
     WRONG_STATE = Code.WRONG_STATE
+    CONCURRENCY_LIMIT = Code.CONCURRENCY_LIMIT
     LINK_EXPIRED = Code.LINK_EXPIRED
+    PROVISIONER_OFF = Code.PROVISIONER_OFF
 
 
 enum(
@@ -32,7 +34,9 @@ enum(
         RefusalCode.IDEMPOTENCY_CONFLICT: "The idempotency key was used before with another input.",
         RefusalCode.ALREADY_EXISTS: "A name that must be unique is taken.",
         RefusalCode.WRONG_STATE: "The thing is in a state that does not allow this.",
+        RefusalCode.CONCURRENCY_LIMIT: "The concurrency key is held, and the workflow refuses to queue.",
         RefusalCode.LINK_EXPIRED: "A one-time link is past its time, used or withdrawn.",
+        RefusalCode.PROVISIONER_OFF: "This server does not start agents that way.",
     },
 )
 
@@ -98,8 +102,20 @@ class WrongState(Refusal):
 
 
 @object_type()
+class ConcurrencyLimit(Refusal):
+    """As many tasks as may share the concurrency key do, and the workflow refuses to queue behind them."""
+
+    holder_id: strawberry.ID = attribute("A task that holds the key.")
+
+
+@object_type()
 class LinkExpired(Refusal):
     """A one-time link is past its time, used or withdrawn; a fresh one can be had where it came from."""
+
+
+@object_type()
+class ProvisionerOff(Refusal):
+    """This server does not start agents that way: its operator has not allowed it."""
 
 
 CommonRefusals: TypeAlias = Forbidden | NotFound | InvalidInput

@@ -19,6 +19,7 @@ from app.interfaces.graphql.types.credential import Credential, credential
 from app.interfaces.graphql.types.invitation import Invitation, invitation
 from app.interfaces.graphql.types.member import Member, member
 from app.interfaces.graphql.types.output import Output, team_outputs
+from app.interfaces.graphql.types.pool import Pool, team_pools
 from app.interfaces.graphql.types.role import Role
 from app.interfaces.graphql.types.task import Task, TaskFilterInput, team_tasks
 from app.interfaces.graphql.types.workflow import Workflow, WorkflowFilterInput, team_workflow, team_workflows
@@ -68,6 +69,11 @@ class Team(Node):
     async def agents(self, info: Info, first: First = DEFAULT_FIRST, after: After = None) -> Connection[Agent]:
         """The team's agents, in the order in which they first came, offline ones too."""
         return await team_agents(info, self.row_id, first=first, after=after)
+
+    @field(Permission.READ)
+    async def pools(self, info: Info, first: First = DEFAULT_FIRST, after: After = None) -> Connection[Pool]:
+        """The team's pools, in the order in which they were made."""
+        return await team_pools(info, self.row_id, first=first, after=after)
 
     @field(Permission.READ)
     async def bulk_operations(

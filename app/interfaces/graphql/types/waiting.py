@@ -9,7 +9,7 @@ from app.interfaces.graphql.context import Context, Info
 from app.interfaces.graphql.declare import attribute, enum, field, global_id, object_type
 from app.interfaces.graphql.types.agent import Agent, load_agents
 from app.services import waiting as service
-from app.services.waiting import Advice, Explanation, Found, Help, Obstacle
+from app.services.waiting import Advice, Explanation, Found, FoundPool, Help, Obstacle, PoolStanding
 
 enum(
     Obstacle,
@@ -32,9 +32,21 @@ enum(
         Help.RESUME_AGENT: "An agent that fits is paused.",
         Help.START_AGENT: "An agent that fits is not connected.",
         Help.ADD_LABELS: "An agent that is there would fit with some labels more.",
+        Help.CHANGE_POOL: "A pool could start an agent for it, if it were changed.",
         Help.CONNECT_AGENT: "No agent that is there fits: one more is needed.",
     },
     name="WaitingHelp",
+)
+enum(
+    PoolStanding,
+    {
+        PoolStanding.STARTING: "It is starting an agent.",
+        PoolStanding.FAILING: "Its last agent could not be started; it tries again.",
+        PoolStanding.AT_MAXIMUM: "It has all the agents that it may have.",
+        PoolStanding.OFF: "It is switched off.",
+        PoolStanding.READY: "It starts an agent where no agent that is there could run the task.",
+    },
+    name="WaitingPoolStanding",
 )
 
 
@@ -55,6 +67,16 @@ class WaitingAgent:
 
 
 @object_type()
+class WaitingPool:
+    """What a pool does about the task."""
+
+    standing: PoolStanding = attribute("How near it is to an agent for the task.")
+    message: str = attribute("The same in words, with what the last start failed of. Show it as text.")
+    name: str = attribute("The pool's name.")
+    pool_id: strawberry.ID = attribute("The pool.")
+
+
+@object_type()
 class WaitingAdvice:
     """One thing that would let the task run."""
 
@@ -70,6 +92,7 @@ class WaitingBecause:
 
     agents: list[WaitingAgent] = attribute("At most 50 agents, the nearest to running it first.")
     more_agents: int = attribute("How many agents the team has beside those.")
+    pools: list[WaitingPool] = attribute("The pools that could start an agent for it, by name.")
     advice: list[WaitingAdvice] = attribute("What would help, the least effort first.")
 
 
@@ -78,6 +101,7 @@ def waiting_because(explanation: Explanation) -> WaitingBecause:
     return WaitingBecause(
         agents=[_agent(each) for each in explanation.found],
         more_agents=explanation.more,
+        pools=[_pool(each) for each in explanation.pools],
         advice=[_advice(each) for each in explanation.advice],
     )
 
@@ -95,6 +119,15 @@ def _agent(found: Found) -> WaitingAgent:
         missing_labels=list(found.candidate.missing),
         name=found.candidate.name,
         row_id=found.candidate.agent_id,
+    )
+
+
+def _pool(found: FoundPool) -> WaitingPool:
+    return WaitingPool(
+        standing=found.standing,
+        message=found.message,
+        name=found.candidate.name,
+        pool_id=global_id(Kind.POOL, found.candidate.pool_id),
     )
 
 
