@@ -17,10 +17,10 @@ from app.domain.pool import LaunchState as LaunchState
 from app.domain.pool import Pool as Pool
 from app.domain.pool import ProvisionerKind as ProvisionerKind
 from app.domain.pool_draft import Draft
-from app.persistence import agent_pools, idempotency
-from app.persistence.agent_pools import LaunchPage as LaunchPage
+from app.persistence import idempotency, pools
 from app.persistence.database import Database
 from app.persistence.idempotency import Claim
+from app.persistence.pools import LaunchPage as LaunchPage
 from app.services.access import Permission, Viewer
 from app.services.inputs import Checked
 
@@ -57,7 +57,7 @@ class PoolService:
         )
 
         async def store() -> UUID:
-            return await agent_pools.add(team_id, draft, made_by=viewer.user_id)
+            return await pools.add(team_id, draft, made_by=viewer.user_id)
 
         return await self._found(viewer, (await idempotency.once(claim, store)).id)
 
@@ -73,7 +73,7 @@ class PoolService:
             raise WrongState(f"the pool {pool.name!r} starts agents by {pool.provisioner}: make another pool")
         if draft.enabled:
             self._allow(draft)
-        if not await agent_pools.change(self._database, pool.team_id, pool_id, draft):
+        if not await pools.change(self._database, pool.team_id, pool_id, draft):
             raise WrongState(f"the pool {pool.name!r} was removed")
         return await self._found(viewer, pool_id)
 
@@ -81,37 +81,37 @@ class PoolService:
         """Take a pool away: its agents finish what they run, then go. Idempotent."""
         pool = await self._found(viewer, pool_id)
         _require(viewer, pool.team_id)
-        await agent_pools.remove(self._database, pool.team_id, pool_id)
+        await pools.remove(self._database, pool.team_id, pool_id)
         return await self._found(viewer, pool_id)
 
     async def page(self, viewer: Viewer, team_id: UUID, *, limit: int, after: UUID | None) -> list[Pool]:
         """The team's pools in the order in which they were made, past `after`."""
         viewer.require(Permission.READ, team_id)
-        return await agent_pools.page(self._database, team_id, limit=limit, after=after)
+        return await pools.page(self._database, team_id, limit=limit, after=after)
 
     async def count(self, viewer: Viewer, team_id: UUID) -> int:
         viewer.require(Permission.READ, team_id)
-        return await agent_pools.count(self._database, team_id)
+        return await pools.count(self._database, team_id)
 
     async def by_ids(self, viewer: Viewer, ids: Sequence[UUID]) -> dict[UUID, Pool]:
         """Those that the viewer may see, removed ones too."""
-        return await agent_pools.by_ids(self._database, _readable(viewer), ids)
+        return await pools.by_ids(self._database, _readable(viewer), ids)
 
     async def living(self, viewer: Viewer, pool_ids: Sequence[UUID]) -> dict[UUID, dict[str, int]]:
         """How many launches of each pool are in each state, of those that are not over."""
-        return await agent_pools.living(self._database, _readable(viewer), pool_ids)
+        return await pools.living(self._database, _readable(viewer), pool_ids)
 
     async def launches(self, viewer: Viewer, wanted: Sequence[LaunchPage]) -> list[list[Launch]]:
         """What pools started, one list for each page, the newest first; nothing for what is not visible."""
-        return await agent_pools.launches(self._database, _readable(viewer), wanted)
+        return await pools.launches(self._database, _readable(viewer), wanted)
 
     async def launch_counts(self, viewer: Viewer, pool_ids: Sequence[UUID]) -> list[int]:
         """How many launches each pool has had, counted up to 10,001."""
-        return await agent_pools.launch_counts(self._database, _readable(viewer), pool_ids, most=MAX_LAUNCHES)
+        return await pools.launch_counts(self._database, _readable(viewer), pool_ids, most=MAX_LAUNCHES)
 
     async def launches_by_ids(self, viewer: Viewer, ids: Sequence[UUID]) -> dict[UUID, Launch]:
         """Those that the viewer may see."""
-        return await agent_pools.launches_by_ids(self._database, _readable(viewer), ids)
+        return await pools.launches_by_ids(self._database, _readable(viewer), ids)
 
     def _allow(self, draft: Draft) -> None:
         if draft.provisioner not in self._offered:
