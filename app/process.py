@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import uvicorn
 
 from app.asgi import Surface, create_asgi
+from app.domain.errors import Unavailable
 from app.interfaces.engine.wire import SocketProtocol
 from app.settings import Settings, WrongSetting
 from app.wiring import App, open_app
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 DRAIN = 8  # seconds that requests get to end, once the sockets are gone
 AGENT_MESSAGE = 2 * 2**20  # bytes; browsers have a smaller limit of their own
+ASK_AGAIN = 1  # seconds until a database that did not answer is asked again whether there is a user yet
 SOCKET_PING = 20  # seconds, and as long for its answer
 
 
@@ -67,15 +69,24 @@ async def serve(settings: Settings) -> None:
         log.info("serving", extra={"address": running.url})
         if not settings.embedded and (alone := settings.not_shared()):
             log.warning("one replica alone can serve with these settings: %s not shared", ", ".join(alone))
-        await say_first_run_link(running.app)
+        await running.beside(say_first_run_link(running.app))
         await running.until_end()
 
 
 async def say_first_run_link(app: App) -> None:
-    """Print how the owner signs up, where nobody has yet."""
-    if "api" in app.settings.roles and (link := await app.first_run_link()) is not None:
+    """Print how the owner signs up, where nobody has yet; a database that does not answer now is asked again."""
+    if "api" in app.settings.roles and (link := await _first_run_link(app)) is not None:
         sys.stdout.write(f"\n  No user yet. Make the owner, within a day, by this one-time link:\n\n    {link}\n\n")
         sys.stdout.flush()
+
+
+async def _first_run_link(app: App) -> str | None:
+    while True:
+        try:
+            return await app.first_run_link()
+        except Unavailable as outage:
+            log.warning("whether there is a user yet is asked again", extra={"cause": outage.message})
+            await asyncio.sleep(ASK_AGAIN)
 
 
 def asked_to_stop() -> asyncio.Event:

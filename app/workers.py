@@ -164,7 +164,7 @@ async def _work(chosen: Settings, number: int, pipe: int) -> None:
         log.info("a worker serves", extra={"worker": number})
         _say(pipe, SERVES)
         if number == 1:  # each further link would end the one before
-            await say_first_run_link(running.app)
+            await running.beside(say_first_run_link(running.app))
         await running.until_end()
 
 
