@@ -19,6 +19,7 @@ from contextvars import Context
 from typing import Generic, TypeVar
 from uuid import UUID
 
+from app.domain.concurrency import OnCollision
 from app.domain.errors import DomainError, Unavailable
 from app.domain.events import Event
 from app.domain.lease import Lease
@@ -159,6 +160,7 @@ class BatchedHot:
         # Apart: a submit with a key may need a second statement, and is safe to repeat; one without is neither.
         self._submits: Batcher[NewTask, SubmitResult] = Batcher(hot.submit, around=around)
         self._keyed_submits: Batcher[NewTask, SubmitResult] = Batcher(hot.submit, around=around)
+        self._guarded_submits: Batcher[NewTask, SubmitResult] = Batcher(hot.submit_guarded, around=around)
         self._acknowledgements: Batcher[Fenced, Acknowledged] = Batcher(hot.acknowledge, around=around)
         self._reports: Batcher[Report, Reported] = Batcher(hot.report, around=around)
         self._results: Batcher[Finish, Finished] = Batcher(hot.finish, around=around)
@@ -171,6 +173,7 @@ class BatchedHot:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._submits.running())
             await stack.enter_async_context(self._keyed_submits.running())
+            await stack.enter_async_context(self._guarded_submits.running())
             await stack.enter_async_context(self._acknowledgements.running())
             await stack.enter_async_context(self._reports.running())
             await stack.enter_async_context(self._results.running())
@@ -179,6 +182,8 @@ class BatchedHot:
             yield
 
     async def submit(self, task: NewTask) -> SubmitResult:
+        if task.on_collision is not OnCollision.QUEUE and task.concurrency_key is not None:
+            return await self._guarded_submits.put(task)
         return await (self._submits if task.key is None else self._keyed_submits).put(task)
 
     async def acknowledge(self, lease: Fenced) -> Acknowledged:

@@ -31,6 +31,7 @@ from app.domain.lease import Lease
 from app.domain.task import LEASED, TaskState, Verb, after, sources
 from app.persistence.connections import COMMAND, encode_json, translated
 from app.persistence.hot_encoding import LOG_LIMIT, TRUNCATED, Reports
+from app.persistence.hot_guarded import submit_guarded
 from app.persistence.hot_items import (
     Acknowledged,
     Cancelled,
@@ -134,6 +135,19 @@ class Hot:
             if not left:
                 break
         return [results[n] for n in range(len(items))]
+
+    async def submit_guarded(self, items: Sequence[NewTask]) -> list[SubmitResult]:
+        """The same for tasks whose concurrency key refuses them or cancels others: each key has its own commit.
+
+        Refused where the key is held (`KEY_HELD`); else stored, and what was cancelled for it is told.
+        """
+        await self._lanes_of(items)
+
+        async def guarded(some: Sequence[NewTask]) -> list[SubmitResult]:
+            async with self.transaction() as connection:
+                return await submit_guarded(connection, _Within(self, connection), some)
+
+        return await _in_waves(items, lambda item: item.key_id, guarded)
 
     async def place(self, items: Sequence[Planned]) -> list[Placed]:
         """Give planned slots to planned tasks; those that no longer hold are left out."""
@@ -346,6 +360,22 @@ class Hot:
             _LEASED,
         )
         return [row["freed"] for row in rows]
+
+
+class _Within(Hot):
+    """The verbs inside an open transaction."""
+
+    def __init__(self, hot: Hot, connection: Any) -> None:
+        super().__init__(hot._pool, hot.timings)
+        self._lanes = hot._lanes
+        self._connection = connection
+
+    async def fetch(self, sql: str, *args: Any) -> list[Record]:
+        rows: list[Record] = await self._connection.fetch(sql, *args)
+        return rows
+
+    async def _run(self, name: str, *args: Any) -> list[Record]:
+        return await self.fetch(statement(name), *args)
 
 
 async def _in_waves(

@@ -1,6 +1,6 @@
 """What goes into the hot statements and what comes out of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -48,6 +48,7 @@ class SubmitStatus(StrEnum):
     CONFLICT = "conflict"  # same key, other input
     STALE_VERSION = "stale_version"  # the cached version is no longer current: read again
     WORKFLOW_GONE = "workflow_gone"  # archived, disabled or not of this team
+    KEY_HELD = "key_held"  # its concurrency key is held, and its workflow refuses to queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,12 @@ class SubmitResult:
     state: TaskState | None = None  # pending, or waiting behind older waiters of its lane
     events: tuple[Event, ...] = ()
     parked: UUID | None = None  # the concurrency key that it waits for, behind others of its lane
+    holder: UUID | None = None  # the task that holds its concurrency key, where it was refused
+    superseded: "tuple[Cancelled, ...]" = ()  # tasks of its key that were cancelled for it
+
+    def after(self, superseded: "tuple[Cancelled, ...]") -> "SubmitResult":
+        """The same, once these had made room for it."""
+        return replace(self, superseded=superseded)
 
 
 @dataclass(frozen=True, slots=True)

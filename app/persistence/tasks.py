@@ -40,6 +40,7 @@ class TaskRecord:
     ended_at: datetime | None
     timeout: float
     queue_timeout: float | None
+    concurrency_key: str | None
     progress: dict[str, Any] | None
     preview: str | None
     revision: int
@@ -263,7 +264,7 @@ def _record(row: Record) -> TaskRecord:
 _COLUMNS = """
   s.id, s.team_id, s.workflow_id, s.version, s.submitter_id, s.credential_id, s.priority, s.tags, s.retry_of,
   s.created_at, s.state, s.reason, s.lease_no, s.attempts, s.event_seq, s.agent_id, s.started_at, s.ended_at, s.timeout,
-  s.queue_timeout, s.progress, s.preview, s.revision"""
+  s.queue_timeout, s.concurrency_key, s.progress, s.preview, s.revision"""
 
 _ATTEMPTS = """
 SELECT task_id, no, lease_no, agent_id, started_at, ended_at, outcome, reason, error

@@ -15,6 +15,7 @@ from app.domain.concurrency import OnCollision, effective_key
 from app.domain.errors import (
     FAULTS,
     BadRequest,
+    ConcurrencyLimit,
     CursorExpired,
     DomainError,
     Forbidden,
@@ -93,7 +94,8 @@ class TaskService:
         """Store a task and return it; the same key with the same input returns the first one, for 48 hours.
 
         Raises `InvalidParameters` and `InvalidInput` with every fault, `NotFound` for an unknown workflow, `WrongState`
-        for one that takes no tasks, `IdempotencyConflict` for a key that stands for another input.
+        for one that takes no tasks, `ConcurrencyLimit` where its concurrency key is held and it does not queue,
+        `IdempotencyConflict` for a key that stands for another input.
         """
         viewer.require(Permission.RUN, team_id)
         check(wanted)
@@ -252,6 +254,7 @@ class TaskService:
                 first=result.task_id,
             )
         if result.status is SubmitStatus.CREATED:
+            self._cancelling.tell(team_id, result.superseded)
             self._tell(team_id, result)
         return await self.get(viewer, result.task_id)
 
@@ -267,6 +270,9 @@ class TaskService:
             result = await self._hot.submit(_new_task(viewer, version, wanted, values, claim))
             if result.status not in (SubmitStatus.STALE_VERSION, SubmitStatus.WORKFLOW_GONE):
                 break
+        if result.holder is not None:
+            message = f"the concurrency key is held by task {result.holder}, and this workflow does not queue behind it"
+            raise ConcurrencyLimit(message, holder=result.holder)
         return result
 
     def _tell(self, team_id: UUID, result: SubmitResult) -> None:

@@ -141,11 +141,11 @@ class World:
 @asynccontextmanager
 async def open_world(db: Database, redis_url: str, store: ObjectStore) -> AsyncIterator[World]:
     async with RedisBus(redis_url) as bus:
-        owner, workflows = await make_owner(), WorkflowService()
-        workflow = await workflows.create(owner, team_of(owner), DOCUMENT)
         publisher = FeedPublisher(bus)
         reads = FeedReads(db)
         scheduler = Scheduler(PlacementReads(db), db.batched, publisher, epoch=lambda: db.log_epoch)
+        owner, workflows = await make_owner(), WorkflowService(limits_changed=scheduler.changed)
+        workflow = await workflows.create(owner, team_of(owner), DOCUMENT)
         uploads = UploadService(store, largest=2**20, link_life=timedelta(minutes=5))
         outputs = OutputService(store, limits=Limits(size=2**20, total=2**20), link_life=timedelta(minutes=5))
         tasks = TaskService(

@@ -11,6 +11,8 @@ from uuid import UUID
 import strawberry
 
 from app.domain import errors
+from app.domain.ids import Kind
+from app.interfaces.graphql.declare import global_id
 from app.interfaces.graphql.types import refusal
 from app.interfaces.graphql.types.refusal import Fault, Refusal, RefusalCode
 
@@ -25,6 +27,8 @@ def refusal_of(error: errors.DomainError, *, first: Callable[[UUID], str] = str)
         extra["faults"] = [Fault(path=list(fault.path), message=fault.message) for fault in error.faults]
     if isinstance(error, errors.IdempotencyConflict):
         extra["first"] = strawberry.ID(first(error.first))
+    if isinstance(error, errors.ConcurrencyLimit):
+        extra["holder_id"] = global_id(Kind.TASK, error.holder)
     return make(code=RefusalCode(error.code.value), message=error.message, path=list(error.path) or None, **extra)
 
 
@@ -36,5 +40,6 @@ _MEMBERS: dict[errors.Code, Callable[..., Refusal]] = {
     errors.Code.IDEMPOTENCY_CONFLICT: refusal.IdempotencyConflict,
     errors.Code.ALREADY_EXISTS: refusal.AlreadyExists,
     errors.Code.WRONG_STATE: refusal.WrongState,
+    errors.Code.CONCURRENCY_LIMIT: refusal.ConcurrencyLimit,
     errors.Code.LINK_EXPIRED: refusal.LinkExpired,
 }

@@ -15,6 +15,7 @@ from app.interfaces.graphql.mutations import mutation
 from app.interfaces.graphql.types.event import TaskLogged, TaskOutputAdded, TaskStatusChanged
 from app.interfaces.graphql.types.refusal import (
     CommonRefusals,
+    ConcurrencyLimit,
     IdempotencyConflict,
     InvalidParameters,
     Refusal,
@@ -52,7 +53,7 @@ class SubmitTaskSuccess:
 
 
 SubmitTaskResult = Annotated[
-    SubmitTaskSuccess | InvalidParameters | IdempotencyConflict | WrongState | CommonRefusals,
+    SubmitTaskSuccess | InvalidParameters | IdempotencyConflict | WrongState | ConcurrencyLimit | CommonRefusals,
     union("SubmitTaskResult"),
 ]
 
@@ -127,7 +128,8 @@ class RerunTaskSuccess:
 
 
 RerunTaskResult = Annotated[
-    RerunTaskSuccess | InvalidParameters | IdempotencyConflict | WrongState | CommonRefusals, union("RerunTaskResult")
+    RerunTaskSuccess | InvalidParameters | IdempotencyConflict | WrongState | ConcurrencyLimit | CommonRefusals,
+    union("RerunTaskResult"),
 ]
 
 

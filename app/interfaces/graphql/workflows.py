@@ -7,6 +7,7 @@ import strawberry
 from strawberry import UNSET
 from strawberry.scalars import JSON
 
+from app.domain.concurrency import OnCollision
 from app.domain.ids import Kind, decode
 from app.domain.workflow import RetryOn, Runtime
 from app.interfaces.graphql.context import Info
@@ -27,6 +28,20 @@ class RetryPolicyInput:
 
 
 @input_type()
+class ConcurrencyRuleInput:
+    """Tasks that share a key, and how many of them may be at work at once."""
+
+    key: str = attribute(
+        "What they share, 1 to 255 characters: text in which `{{ parameters.name }}` stands for the value of a string, "
+        "integer or select parameter that is required or has a default."
+    )
+    limit: int = attribute("How many tasks with the same key may be at work at once, 1 to 1000.", default=1)
+    on_collision: OnCollision = attribute(
+        "What becomes of a new task whose key is held by that many.", default=OnCollision.QUEUE
+    )
+
+
+@input_type()
 class CreateWorkflowInput:
     """A new workflow."""
 
@@ -43,6 +58,9 @@ class CreateWorkflowInput:
         "How long a task may wait, from a second; null: any time.", default=None
     )
     retry: RetryPolicyInput | None = attribute("When another attempt follows; null: never.", default=None)
+    concurrency: ConcurrencyRuleInput | None = attribute(
+        "How many of its tasks may be at work at once; null: any number.", default=None
+    )
     exclusive: bool = attribute(
         "Two runs of a task may never overlap: an agent that is cut off ends its work before another can have it.",
         default=False,
@@ -81,6 +99,10 @@ class UpdateWorkflowInput:
     timeout: timedelta | None = attribute("How long an attempt may run.", default=UNSET)
     queue_timeout: timedelta | None = attribute("How long a task may wait.", default=UNSET)
     retry: RetryPolicyInput | None = attribute("When another attempt follows.", default=UNSET)
+    concurrency: ConcurrencyRuleInput | None = attribute(
+        "How many of its tasks may be at work at once; a new limit counts at once, also for those that wait.",
+        default=UNSET,
+    )
     exclusive: bool | None = attribute("Whether two runs of a task may never overlap.", default=UNSET)
     note: str = attribute("What is to be said about the new version, if there is one.", default="")
 
@@ -258,9 +280,14 @@ def _document(input: CreateWorkflowInput | UpdateWorkflowInput) -> dict[str, Any
         "timeout": _seconds(input.timeout),
         "queueTimeout": _seconds(input.queue_timeout),
         "retry": {"max": input.retry.max, "on": input.retry.on} if input.retry else input.retry,
+        "concurrency": _concurrency(input.concurrency),
         "exclusive": input.exclusive,
     }
     return {name: value for name, value in given.items() if value is not UNSET}
+
+
+def _concurrency(rule: ConcurrencyRuleInput | None) -> Any:
+    return {"key": rule.key, "limit": rule.limit, "onCollision": rule.on_collision} if rule else rule
 
 
 def _definitions(parameters: list[ParameterInput] | None) -> Any:

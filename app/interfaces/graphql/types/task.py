@@ -58,6 +58,9 @@ class Task(Node):
     ended_at: datetime | None = attribute("When it ended; null while it lives.")
     timeout: timedelta | None = attribute("How long an attempt may run; null: without limit.")
     queue_timeout: timedelta | None = attribute("How long it may wait for an agent; null: without limit.")
+    concurrency_key: str | None = attribute(
+        "What it shares with other tasks of its workflow, only so many of which may be at work at once; null: nothing."
+    )
     attempt_count: int = attribute("How often an agent began to run it.")
     progress: TaskProgress | None = attribute("How far it is, or was at its end; null before it says so.")
     preview: TaskPreview | None = attribute("An image of what it has so far; null where there is none.")
@@ -238,6 +241,7 @@ def task(record: TaskRecord) -> Task:
         ended_at=record.ended_at,
         timeout=timedelta(seconds=record.timeout) if record.timeout else None,
         queue_timeout=None if record.queue_timeout is None else timedelta(seconds=record.queue_timeout),
+        concurrency_key=record.concurrency_key,
         attempt_count=record.attempts,
         progress=live.progress(record.progress),
         preview=live.preview(record.preview),

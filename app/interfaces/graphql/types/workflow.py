@@ -8,6 +8,7 @@ import strawberry
 from strawberry.scalars import JSON
 
 from app.domain import workflow as domain
+from app.domain.concurrency import Concurrency, OnCollision
 from app.domain.errors import NotFound
 from app.domain.ids import Kind
 from app.domain.workflow import RetryOn, Runtime
@@ -39,6 +40,31 @@ enum(
 )
 
 
+enum(
+    OnCollision,
+    {
+        OnCollision.QUEUE: "A new task waits until the work of one of those that hold the key has stopped.",
+        OnCollision.CANCEL_RUNNING: "The oldest tasks with the key are cancelled for a new one.",
+        OnCollision.REFUSE: "The submit of a new task is refused.",
+    },
+)
+
+
+@object_type()
+class ConcurrencyRule:
+    """Tasks that share a key, and how many of them may be at work at once."""
+
+    key: str = attribute(
+        "What they share: text in which `{{ parameters.name }}` stands for the value of a parameter. Keys of two "
+        "workflows are never the same."
+    )
+    limit: int = attribute(
+        "How many tasks with the same key may be at work at once, 1 to 1000. That of the current version counts, for "
+        "all tasks of the workflow."
+    )
+    on_collision: OnCollision = attribute("What becomes of a new task whose key is held by that many.")
+
+
 @object_type()
 class RetryPolicy:
     """When another attempt follows one that did not complete."""
@@ -58,6 +84,7 @@ class WorkflowVersion(Node):
     timeout: timedelta | None = attribute("How long an attempt may run; null: without limit.")
     queue_timeout: timedelta | None = attribute("How long a task may wait for an agent; null: without limit.")
     retry: RetryPolicy = attribute("When another attempt follows.")
+    concurrency: ConcurrencyRule | None = attribute("How many of its tasks may be at work at once; null: any number.")
     exclusive: bool = attribute(
         "Two runs of a task never overlap: an agent that is cut off ends its work before another can have it."
     )
@@ -183,11 +210,16 @@ def version(value: domain.WorkflowVersion) -> WorkflowVersion:
         timeout=timedelta(seconds=plan.timeout) if plan.timeout else None,
         queue_timeout=None if plan.queue_timeout is None else timedelta(seconds=plan.queue_timeout),
         retry=RetryPolicy(max=plan.retry.max, on=list(plan.retry.on)),
+        concurrency=None if plan.concurrency is None else _concurrency(plan.concurrency),
         exclusive=plan.exclusive,
         note=value.note,
         created_at=value.created_at,
         row=value,
     )
+
+
+def _concurrency(rule: Concurrency) -> ConcurrencyRule:
+    return ConcurrencyRule(key=rule.key, limit=rule.limit, on_collision=rule.on_collision)
 
 
 async def team_workflows(
