@@ -36,6 +36,8 @@ RETRYABLE = frozenset(
     {"UNAVAILABLE", "STORAGE_UNAVAILABLE", "BUSY", "LIMIT_EXCEEDED", "AGENT_TAKEN", "RESYNC", "LEASE_LOST"}
 )
 """What may be answered while something is broken."""
+UNKNOWN = frozenset({"UNAVAILABLE", "STORAGE_UNAVAILABLE", "INTERNAL"})
+"""After these a call may have happened or not; after any other refusal it has not."""
 PATIENCE = 120.0  # seconds after the last fault in which everything ends
 MOST_OPS = 60  # of one task: more are not searched
 
@@ -112,7 +114,7 @@ def writes_are_fenced(history: Sequence[Op]) -> Iterator[str]:
     """C3: accepted writes carry lease numbers that never fall, and nothing is accepted after the end."""
     for task, ops in _by_task(history).items():
         writes = [op for op in ops if op.op in {"acknowledge", "report", "finish"} and op.value in ACCEPTED]
-        fresh = [op for op in writes if not _repeats(op, writes)]
+        fresh = [op for op in writes if not _repeats(op, ops)]
         for late in fresh:
             newer = [op for op in writes if op.lease > late.lease and op.t_ret < late.t_call]
             if newer:
@@ -142,19 +144,22 @@ def each_task_ends_once(history: Sequence[Op]) -> Iterator[str]:
 def each_task_is_linearizable(history: Sequence[Op]) -> Iterator[str]:
     """C5: there is an order of the calls of each task, true to time, in which a single register answers as it did."""
     for task, ops in _by_task(history).items():
-        calls = [op for op in ops if op.op in STEPS]
+        calls = [op for op in ops if op.op in STEPS and (op.type != "fail" or op.value in UNKNOWN)]
         if len(calls) <= MOST_OPS and not linearizable(calls):
             yield f"no order of the {len(calls)} calls of {task} explains their answers"
 
 
 def watchers_hear_everything_once(history: Sequence[Op]) -> Iterator[str]:
-    """C6: the event numbers that one watcher heard of a task are 1..n, in order."""
+    """C6: the event numbers that one watcher heard of a task are 1..n, in order, up to the last."""
+    last = {op.task: op.value["seq"] for op in _of(history, "final")}
     heard: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for op in _of(history, "event"):
         heard[op.who, op.task, op.args["epoch"]].append(op.args["seq"])
     for (who, task, _), seqs in heard.items():
         if seqs != list(range(1, len(seqs) + 1)):
             yield f"{who} heard of {task} the events {seqs[:20]}"
+        elif len(seqs) < last.get(task, 0):
+            yield f"{who} heard {len(seqs)} events of {task}, which has {last[task]}"
 
 
 def reads_never_go_back(history: Sequence[Op]) -> Iterator[str]:
@@ -232,9 +237,9 @@ STEPS = frozenset({"order", "acknowledge", "report", "finish", "cancel"})
 
 def linearizable(ops: Sequence[Op]) -> bool:
     """Wing and Gong's search: take a call that no other call had returned before, follow every outcome, remember."""
-    ends = [math.inf if op.type == "info" else op.t_ret for op in ops]
+    ends = [op.t_ret if op.type == "ok" else math.inf for op in ops]
     begins = [-math.inf if op.op == "order" else op.t_call for op in ops]  # told of after it was so
-    surely = sum(1 << n for n, op in enumerate(ops) if op.type != "info")
+    surely = sum(1 << n for n, op in enumerate(ops) if op.type == "ok")
     seen: set[tuple[int, Register]] = set()
     open_ends: list[tuple[int, Register]] = [(0, BEGIN)]
     while open_ends:
@@ -253,7 +258,7 @@ def linearizable(ops: Sequence[Op]) -> bool:
 
 
 def _outcomes(register: Register, op: Op) -> set[Register]:
-    if op.type == "info":  # as if it had not been, or with any answer
+    if op.type != "ok":  # as if it had not been, or with any answer
         answers = {"finish": ("completed", "failed", "waiting"), "cancel": ("cancelled",)}.get(op.op, (None,))
         return {register}.union(*(_answered(now, op, answer) for now in _by_itself(register) for answer in answers))
     return set[Register]().union(*(_answered(now, op, op.value) for now in _by_itself(register)))
@@ -308,9 +313,8 @@ def _ends(op: Op) -> bool:
     return op.op in {"finish", "cancel"} and op.type == "ok" and op.value in TERMINAL
 
 
-def _repeats(op: Op, writes: Sequence[Op]) -> bool:
-    """A result that was brought before, under the same lease, and is answered again."""
-    return op.op == "finish" and any(
-        first.op == "finish" and first.lease == op.lease and first.value == op.value and first.t_call < op.t_call
-        for first in writes
-    )
+def _repeats(op: Op, ops: Sequence[Op]) -> bool:
+    """A result that was brought before, under the same lease, and is answered again; or the first answer was lost."""
+    before = [o for o in ops if o.op == "finish" and o.t_call < op.t_call and o.args.get("lease") == op.args["lease"]]
+    heard = [first.value for first in before if first.type == "ok"]
+    return op.op == "finish" and (op.value in heard if heard else bool(before))

@@ -1,0 +1,11 @@
+"""The chaos run comes after all other tests: it loads the machine, and whatever is simpler to explain is said first."""
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: HERE in item.path.parents)
