@@ -42,6 +42,7 @@ from app.persistence.hot import (
 )
 
 MOST = 64  # items of one statement: more gain nothing
+PATIENCE = 8.0  # seconds that an item waits: for the batch before it, and for its own
 BEAT_MOST = 10_000  # sessions of one statement
 BEAT_EVERY = 0.5  # seconds that signs of life are gathered
 
@@ -86,7 +87,9 @@ class Batcher(Generic[Item, Result]):
         self._closed = False
 
     async def put(self, item: Item) -> Result:
-        """The result of `item`, once its batch is committed. Raises what its statement raised for it."""
+        """The result of `item`, once its batch is committed. Raises what its statement raised for it, and
+        `Unavailable` after `PATIENCE`.
+        """
         if inside_transaction.get():
             raise RuntimeError("expected to be outside of a transaction: a batched verb waits for a commit of its own")
         if self._closed:
@@ -94,7 +97,11 @@ class Batcher(Generic[Item, Result]):
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         self._arrived.set()
-        return await future
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await future
+        except TimeoutError:
+            raise Unavailable("the database does not answer") from None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

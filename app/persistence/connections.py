@@ -1,7 +1,8 @@
 """How Runyard connects to PostgreSQL: settings of every connection, JSON, and the one translation of failures.
 
 Invariants:
-1. Every connection has a bound on connecting, on each statement, on lock waits and on open transactions.
+1. Every connection has a bound on connecting, on each statement, on lock waits and on open transactions; every wait
+   for a connection has one too (`bounded.py`).
 2. What only says "not now" (no connection, a timeout, a full disk, a server that restarts) leaves this package as
    `Unavailable`; everything else stays what it is.
 """
@@ -16,9 +17,10 @@ from urllib.parse import urlsplit
 import asyncpg
 import orjson
 from tortoise.backends.asyncpg.client import AsyncpgDBClient, TransactionWrapper
-from tortoise.backends.base.client import TransactionContext, TransactionContextPooled
+from tortoise.backends.base.client import TransactionContext
 
 from app.domain.errors import Unavailable
+from app.persistence.bounded import PooledTransaction, bounded_pool
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ inside_transaction: ContextVar[bool] = ContextVar("inside_transaction", default=
 """True in the body of a transaction, where waiting for another commit is a mistake."""
 
 CONNECT = 3.0  # seconds until a connection stands
-COMMAND = 5.0  # seconds that a caller waits for a statement, or for a free connection
+COMMAND = 5.0  # seconds that a caller waits for a statement
 
 LIMITS: Mapping[str, str] = {
     "application_name": "runyard",
@@ -120,7 +122,7 @@ async def create_pool(
             await checked(connection)
 
     with translated():
-        return await asyncpg.create_pool(
+        return await bounded_pool(
             checked_url(url),
             min_size=1,
             max_size=size,
@@ -183,14 +185,14 @@ class _Translating(AsyncpgDBClient):
     async def create_pool(self, **kwargs: Any) -> Any:
         options = {key: value for key, value in kwargs.items() if key not in _FROM_URL}
         with translated():
-            return await asyncpg.create_pool(**options, reset=_end_transaction)
+            return await bounded_pool(**options, reset=_end_transaction)
 
     async def _translate_exceptions(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         with translated():
             return await super()._translate_exceptions(func, *args, **kwargs)
 
     def _in_transaction(self) -> TransactionContext:
-        return TransactionContextPooled(_TranslatingTransaction(self), self._pool_init_lock)
+        return PooledTransaction(_TranslatingTransaction(self), self._pool_init_lock)
 
 
 class _TranslatingTransaction(TransactionWrapper):
