@@ -145,7 +145,7 @@ class Server(ABC):
 class PostgresServer(Server):
     """PostgreSQL without fsync: it survives its own death, not the machine's."""
 
-    SETTINGS = ("fsync=off", "full_page_writes=off", "jit=off", "timezone=UTC", "max_connections=200")
+    SETTINGS: tuple[str, ...] = ("fsync=off", "full_page_writes=off", "jit=off", "timezone=UTC", "max_connections=200")
     grace = 30
     ask = signal.SIGINT
     death_signal = signal.SIGQUIT

@@ -67,7 +67,8 @@ class Direction:
     """One way through the proxy; the counts are bytes, of all connections together."""
 
     fault: Fault = field(default_factory=Pass)
-    seen: Callable[[bytes], object] | None = None  # called with each piece before its fault is looked up
+    # Called with each piece and the number of its connection before its fault is looked up.
+    seen: Callable[[bytes, int], object] | None = None
     passed: int = 0
     lost: int = 0
     held: int = 0
@@ -90,6 +91,7 @@ class Direction:
 class _Link:
     task: asyncio.Task[None]
     client: asyncio.StreamWriter
+    number: int = 0  # 1, 2, 3 .. in the order in which they came
     server: asyncio.StreamWriter | None = None
     lost: bool = False
 
@@ -164,7 +166,7 @@ class Proxy:
             self.reset()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = _Link(asyncio.create_task(asyncio.sleep(0)), writer)
+        link = _Link(asyncio.create_task(asyncio.sleep(0)), writer, self.accepted + 1)
         if self.refuse:
             self.refused += 1
             link.reset()
@@ -188,7 +190,7 @@ class Proxy:
     ) -> None:
         while piece := await reader.read(PIECE):
             if way.seen is not None:
-                way.seen(piece)
+                way.seen(piece, link.number)
             await self._pass_on(link, way, piece, writer)
         if silent := isinstance(way.fault, Lose | Hold) or self.half_open:
             self.closes_hidden += 1
