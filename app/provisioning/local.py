@@ -97,8 +97,9 @@ class LocalProvisioner:
     async def close(self) -> None:
         """End every process, all at the same time, and leave nothing behind."""
         await asyncio.gather(*(self.stop(launch_id) for launch_id in list(self._processes)))
-        if self._own is not None:
-            self._own.close()
+        own, self._own = self._own, None
+        if own is not None:
+            own.close()
 
     async def _start(self, order: LaunchOrder, config: Path, place: Path) -> children.Child:
         key, told = place / "key", os.open(place / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

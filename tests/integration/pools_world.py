@@ -99,6 +99,7 @@ class PoolWorld:
     async def turn(self, *, steps: int = 1) -> None:
         """What the loops do, so many times."""
         for _ in range(steps):
+            await self.base.scheduler.settle()
             await self.launches.scale()
             await self.launches.attend()
         await self.base.scheduler.settle()
