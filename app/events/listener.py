@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 CONNECT = 0.5  # seconds for connecting, and for each write
 CONFIRM = 0.5  # seconds that `subscribe` waits at most
+GONE = (TimeoutError, RedisError, OSError, RuntimeError)
+"""Raised where the server is not there; a RuntimeError by uvloop, where the connection broke just before a write."""
 HEALTH = 10.0  # seconds of silence after which the server is asked whether it lives
 ABSENT = 2.0  # seconds between two signs of `None` while the server is away
 FAIR = 64  # messages after which other tasks of the loop get their turn
@@ -126,7 +128,7 @@ class Listener:
                 await self._connect()
                 failures = 0
                 await self._follow()
-            except (TimeoutError, RedisError, OSError) as error:
+            except GONE as error:
                 logger.warning("bus: the listening connection is lost: %s", error)
             except Exception:
                 logger.exception("bus: the listening connection failed")
@@ -138,6 +140,9 @@ class Listener:
     async def _connect(self) -> None:
         async with asyncio.timeout(2 * CONNECT):
             await self._connection.connect()  # type: ignore[no-untyped-call]
+            # Whatever stands before the server accepts also while it is away: only an answer is a sign of it.
+            await self._connection.send_command("PING", check_health=False)
+            await self._connection.read_response()
         self._commands.clear()
         self.connected = True
         self._on_connect()
@@ -159,9 +164,9 @@ class Listener:
             await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _end(sides, again=0.05)
-        for side in sides:
-            if not side.cancelled():
-                side.result()  # raises what ended it
+        failures = [side.exception() for side in sides if not side.cancelled()]  # asked of each: both may have failed
+        for failure in filter(None, failures):
+            raise failure
 
     async def _write(self) -> None:
         """Send the commands in order, neighbours of one verb together."""

@@ -83,7 +83,7 @@ class Publisher:
                 for channel, message in batch:
                     pipe.publish(channel, message)
                 await pipe.execute()
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, RuntimeError) as error:  # the last by uvloop: it broke a moment before the write
             self._break(len(batch), error)
         except Exception:
             logger.exception("bus: a batch of %d messages was not sent", len(batch))

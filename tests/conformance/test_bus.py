@@ -11,6 +11,7 @@ from redis import Redis
 
 from app.events.bus import RedisBus
 from app.services.ports import Bus
+from tests.faults.proxy import proxy_to
 from tests.servers import ValkeyServer
 from tests.waiting import until
 
@@ -67,7 +68,7 @@ async def heard_again(bus: RedisBus, ear: Ear, channel: str, message: bytes) -> 
         bus.publish(channel, message)
         return message in ear.heard
 
-    await until(tried, within=10, every=0.05, what=f"{message!r} is heard")
+    await until(tried, within=60, every=0.05, what=f"{message!r} is heard")
 
 
 async def test_a_message_reaches_every_listener_of_its_channel_alone(bus: RedisBus) -> None:
@@ -248,3 +249,23 @@ async def test_a_reader_that_falls_behind_is_hung_up_on_and_told(mortal: ValkeyS
     await until(lambda: None in ear.heard, what="the listener is told that it missed messages")
     assert len(ear.messages) < 20_000
     await heard_again(bus, ear, "flood", b"after")
+
+
+async def test_whatever_accepts_for_a_dead_server_is_not_the_server(
+    mortal: ValkeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with proxy_to(mortal.port) as proxy, RedisBus(proxy.url(mortal.url())) as bus:
+        await until(lambda: bus.connected)
+        ear = Ear()
+        await bus.subscribe("a", ear)
+        await mortal.kill()
+        await until(lambda: not bus.connected)
+        before, began = proxy.accepted, time.monotonic()
+
+        await until(lambda: bus.connected or proxy.accepted >= before + 4, within=20, what="four more tries")
+
+        assert not bus.connected
+        assert time.monotonic() - began > 0.3  # each pause is twice the one before
+        await mortal.start()
+        await heard_again(bus, ear, "a", b"back")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
