@@ -5,15 +5,34 @@ Each test asserts that its fault really happened, and judges the tables afterwar
 
 import asyncio
 import contextlib
+import itertools
+import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from app.demo.client import Client, GraphQLFailed
-from tests.e2e.tasks import SUBMIT
+from tests.e2e.tasks import SUBMIT, Watch, events
 from tests.e2e.world import World
+from tests.faults.proxy import proxy_to
 from tests.faults.simulated import SimulatedAgent, Work
-from tests.faults.world import KILLED, PATIENCE, Pair, Servers, admin, all_ended, all_in, count_of, pair, whole
+from tests.faults.world import (
+    KILLED,
+    PATIENCE,
+    Pair,
+    Servers,
+    admin,
+    all_ended,
+    all_in,
+    count_of,
+    pair,
+    port_of,
+    rounds,
+    whole,
+)
 from tests.waiting import until
 
 WORK = "work"  # the one workflow here
@@ -24,6 +43,7 @@ LEASE, SWEEP, HOLD = 6.0, 0.5, 6.0  # seconds, so scaled; agents that fall silen
 AGENTS = 50
 AWAY = LEASE + HOLD + 1.0  # seconds without any replica; more than three sweeps too
 
+LEAVES = 25.0  # seconds from SIGTERM to the end: G14
 IDLE = 10.0  # seconds after which PostgreSQL ends a transaction that nobody goes on with
 UPDATE = """
 mutation Update($input: UpdateWorkflowInput!) {
@@ -139,6 +159,84 @@ async def test_row_8_a_replica_that_stands_still_in_a_transaction_holds_nobody_u
     assert {(end["lease_no"], end["attempts"]) for end in team.ends.values()} == {(1, 1)}
 
 
+async def test_row_9_a_replica_that_is_told_to_go_sends_everybody_elsewhere(world: World, servers: Servers) -> None:
+    two = await pair(world, servers, WORK)
+    gate = asyncio.Event()
+    near, far = (replica.client(two.team.integration_key) for replica in (two.near, two.far))
+    async with contextlib.AsyncExitStack() as stack:
+        door = await stack.enter_async_context(proxy_to(port_of(two.near)))
+        agents = [
+            SimulatedAgent(f"agent {n}", door.url(two.near.url), two.team.agent_key, slots=10, work=until_opened(gate))
+            for n in range(3)
+        ]
+        for agent in agents:
+            await (await stack.enter_async_context(agent.running())).is_connected()
+        watches = [Watch(await submit(near, f"watched {n}")) for n in range(3)]
+        for watch in watches:
+            await watch.begin(near)
+        streams = [asyncio.create_task(watch.follow(near)) for watch in watches]
+        await until(lambda: all(len(watch.lines) > 1 for watch in watches), within=PATIENCE, what="views are live")
+        load = Load(near, far)
+        loading = asyncio.create_task(load.run())
+        await until(lambda: len(load.submitted) > 5, within=PATIENCE, what="load")
+
+        door.target = port_of(two.far)  # whoever comes from here on
+        began = time.monotonic()
+        code = await two.near.stop()
+        took = time.monotonic() - began
+        whole_streams = await asyncio.gather(*streams)
+        load.over = True
+        await loading
+        resumed = [asyncio.create_task(watch.follow(far)) for watch in watches]
+        gate.set()
+        assert await asyncio.gather(*resumed) == [True] * 3
+        count = len(watches) + len(load.submitted)
+        await all_ended(servers.database_url, count)
+
+    assert code == 0
+    assert took < LEAVES
+    assert whole_streams == [False] * 3  # each stood on the replica that left
+    assert load.broken > 0  # requests met the end of it, and nothing but that:
+    assert load.errors == []
+    told = [[order["__typename"] for order in agent.orders].count("Reconnect") for agent in agents]
+    assert told == [1] * 3
+    for watch in watches:
+        assert watch.received == await events(far, watch.task_id)
+        assert watch.lines[-1] == "through"
+    [team] = (await whole(servers.database_url, ended=count, keyed=True)).values()
+    assert {(end["state"], end["lease_no"], end["attempts"]) for end in team.ends.values()} == {("completed", 1, 1)}
+
+
+@dataclass
+class Load:
+    """A client that submits without a pause, and moves on to the next replica where a connection breaks."""
+
+    first: Client
+    second: Client
+    over: bool = False
+    submitted: list[str] = field(default_factory=list)
+    broken: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    async def run(self) -> None:
+        for number in itertools.count():
+            if self.over:
+                return
+            self.submitted.append(await self._submit(f"load {number}"))
+            await asyncio.sleep(0.05)
+
+    async def _submit(self, key: str) -> str:
+        while True:
+            try:
+                return await submit(self.first, key)
+            except httpx.TransportError:
+                self.broken += 1
+                self.first, self.second = self.second, self.first
+            except Exception as error:
+                self.errors.append(repr(error))
+                raise
+
+
 async def workflow_id(database_url: str) -> str:
     async with admin(database_url) as connection:
         return f"wf_{await connection.fetchval('SELECT id FROM workflow')}"
@@ -179,18 +277,6 @@ def orders(agent: SimulatedAgent) -> list[dict[str, Any]]:
     return [order for order in agent.orders if order["__typename"] == "Assign"]
 
 
-async def rounds(database_url: str, count: int) -> None:
-    """Return once so many sweeps have begun from here."""
-    async with admin(database_url) as connection:
-        for _ in range(count):
-            before = await connection.fetchval(_RAN)
-
-            async def ran(before: Any = before) -> bool:
-                return bool(await connection.fetchval(_RAN) != before)
-
-            await until(ran, within=PATIENCE, what="a sweep")
-
-
 async def floor(database_url: str) -> float:
     """Seconds from the last sweep in which no lease ends, whatever its agent says."""
     async with admin(database_url) as connection:
@@ -199,7 +285,6 @@ async def floor(database_url: str) -> float:
         )
 
 
-_RAN = "SELECT ran_at FROM duty WHERE name = 'leases'"
 _SILENT = f"seen_at < now() - interval '{LEASE + HOLD} seconds'"
 # A transaction that nobody goes on with, and that holds a row of `workflow`.
 _HELD = """

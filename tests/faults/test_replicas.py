@@ -28,6 +28,7 @@ from tests.faults.world import (
     count_of,
     log_of,
     pair,
+    port_of,
     present,
     states,
     whole,
@@ -46,10 +47,6 @@ async def submit(replica: Replica, two: Pair, key: str) -> str:
     client = replica.client(two.team.integration_key)
     answer = await client.change(SUBMIT, workflow=WORK, parameters={}, idempotencyKey=key)
     return str(answer["task"]["id"])
-
-
-def port_of(replica: Replica) -> int:
-    return int(replica.url.rpartition(":")[2])
 
 
 async def died(replica: Replica, point: str) -> None:

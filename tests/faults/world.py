@@ -71,6 +71,11 @@ async def pair(
     return Pair(faulty, healthy, team)
 
 
+def port_of(replica: Replica) -> int:
+    """The port that it serves on."""
+    return int(replica.url.rpartition(":")[2])
+
+
 async def ready(replica: Replica) -> dict[str, Any]:
     """What readiness says: `{ready, state, checks: {name: {state, reason}}}`."""
     answer = await replica.get("/readyz")
@@ -129,6 +134,18 @@ async def count_of(database_url: str, rows: str, count: int, *, within: float = 
         await until(there, within=within, every=0.1, what=f"{count} of {rows}")
 
 
+async def rounds(database_url: str, count: int) -> None:
+    """Return once so many sweeps have begun from here."""
+    async with admin(database_url) as connection:
+        for _ in range(count):
+            before = await connection.fetchval(_SWEPT)
+
+            async def ran(before: Any = before) -> bool:
+                return bool(await connection.fetchval(_SWEPT) != before)
+
+            await until(ran, within=PATIENCE, what="a sweep")
+
+
 async def log_of(database_url: str, task_id: str) -> list[Row]:
     """The events of a task as the table has them: `{seq, kind, body}`, in order."""
     async with admin(database_url) as connection:
@@ -160,4 +177,5 @@ def _uuid(task_id: str) -> UUID:
     return UUID(task_id.rpartition("_")[2])
 
 
+_SWEPT = "SELECT ran_at FROM duty WHERE name = 'leases'"
 _OF_KEYS = "SELECT count(*) FROM idempotency i JOIN task t ON t.id = i.task_id AND t.team_id = i.team_id"
