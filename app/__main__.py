@@ -3,6 +3,7 @@
 runyard serve      the API, the scheduler and their loops (our own PostgreSQL and Valkey where none are set)
 runyard demo       a server, one agent and the example workflow, live in this terminal
 runyard migrate    bring the tables to this version
+runyard bucket     make the bucket of the settings where there is none
 runyard link       a one-time sign-in link for a user, for whoever can run this on the server
 runyard schema     print schema.graphql, or check it
 """
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--once", action="store_true", help="end once the task has ended: 0 where it completed")
     show.add_argument("--out", type=Path, default=Path("runyard-demo"), help="where files are saved [./runyard-demo]")
     _with_settings(verbs.add_parser("migrate", help="bring the tables to this version"), _migrate)
+    _with_settings(verbs.add_parser("bucket", help="make the bucket where there is none"), _bucket)
     link = _with_settings(verbs.add_parser("link", help="make a one-time sign-in link for a user"), _link)
     link.add_argument("email", help="the user's e-mail address")
     schema = verbs.add_parser("schema", help="print the GraphQL schema, or check a file against it")
@@ -71,6 +73,10 @@ def _demo(given: argparse.Namespace) -> int:
 
 def _migrate(given: argparse.Namespace) -> int:
     return _run(_load(given), wiring.migrate)
+
+
+def _bucket(given: argparse.Namespace) -> int:
+    return _run(_load(given), wiring.make_bucket)
 
 
 def _link(given: argparse.Namespace) -> int:

@@ -109,6 +109,17 @@ async def migrate(settings: Settings) -> None:
     sys.stdout.write("".join(f"applied {name}\n" for name in ran) or "nothing to do\n")
 
 
+async def make_bucket(settings: Settings) -> None:
+    """Make the bucket where there is none, and say that it is there; raises `CannotOpen` where that cannot be done."""
+    if not settings.s3_endpoint:
+        raise CannotOpen("s3_endpoint: expected the address of an object store, found none: files lie on local disk")
+    try:
+        async with open_s3(_s3_options(settings), create=True):
+            sys.stdout.write(f"the bucket {settings.s3_bucket} is there\n")
+    except StorageUnavailable as error:
+        raise CannotOpen(f"s3_endpoint: {error.message}") from error
+
+
 async def _migrated(url: str) -> list[str]:
     try:
         return await migrate_database(url)

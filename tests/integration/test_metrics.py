@@ -1,5 +1,7 @@
 """Metrics: exact numbers of the queue and the slots, and who may read them."""
 
+from uuid import uuid4
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,9 +22,9 @@ async def get(db: Database, *, token: str = "", peer: str = "127.0.0.1", **heade
         return await http.get("/metrics", headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
-async def queue_two(db: Database) -> None:
+async def queue_two(db: Database, *labels: str) -> None:
     requirement = await db.fetchval(
-        "INSERT INTO requirement (team_id, labels) VALUES ($1, '{cuda,gpu}') RETURNING id", TEAM
+        "INSERT INTO requirement (team_id, labels) VALUES ($1, $2) RETURNING id", TEAM, [*labels, "cuda", "gpu"]
     )
     lane = await db.fetchval(
         "INSERT INTO lane (team_id, requirement_id, submitter_id) VALUES ($1, $2, $1) RETURNING id", TEAM, requirement
@@ -47,6 +49,16 @@ async def test_the_queue_is_told_by_requirement(db: Database) -> None:
     assert samples["runyard_slots", "free"] == samples["runyard_slots", "held"] == 0
     assert samples["runyard_bus_dropped_total",] == 3
     assert samples["runyard_database_up",] == 1
+
+
+async def test_a_requirement_is_told_without_the_workflow_that_it_names(db: Database) -> None:
+    for _ in range(2):
+        await queue_two(db, f"@{uuid4()}")
+
+    answer = await get(db)
+
+    assert 'runyard_queue_depth{requirement="cuda,gpu"} 4.0' in answer.text
+    assert "@" not in answer.text
 
 
 @pytest.mark.parametrize("header", ["x_forwarded_for", "forwarded", "x_real_ip"])
