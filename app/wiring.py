@@ -259,6 +259,8 @@ async def _services(
             beat=settings.seconds("beat"),
             grace=settings.seconds("cancel_grace"),
             forgotten=settings.seconds("acknowledge"),
+            minute=60.0 * settings.time_scale,
+            connects=LocalQuota(),
         ),
     )
     passwords = Passwords()

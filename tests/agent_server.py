@@ -41,6 +41,7 @@ class AgentServer:
         self.calls: list[str] = []
         self.beats: list[list[str]] = []
         self.accepting = True
+        self.sent_away: int = 0  # reports with lines that are to be repeated later
         self.connects: list[dict[str, Any]] = []
         self.puts: list[str] = []
         # Switches: operation -> how often.
@@ -303,6 +304,9 @@ class AgentServer:
             return {"status": "DUPLICATE"}
         if report["number"] != lease.number + 1:
             return {"status": "GAP", "expected": lease.number + 1}
+        if report["events"] and self.sent_away:
+            self.sent_away -= 1
+            return {"status": "LATER", "after": 0.2}
         self._take(lease, report)
         return {"status": "ACCEPTED", "seq": len(lease.lines)}
 

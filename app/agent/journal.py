@@ -66,6 +66,7 @@ class Journal:
         self._on_news = on_news
         self._latest_every = latest_every
         self._latest_at = float("-inf")
+        self._not_before = float("-inf")  # is the unanswered batch sent again
         self._number = 1
         self._sent: Batch | None = None
         self._chunks: deque[Chunk] = deque()
@@ -111,7 +112,7 @@ class Journal:
 
     def take(self, now: float) -> Batch | None:
         """The batch to send now: the unanswered one again, or a new one, or None where there is nothing to say yet."""
-        if self._closed:
+        if self._closed or (self._sent and now < self._not_before):
             return None
         if self._sent is None:
             latest = self._closing or now - self._latest_at >= self._latest_every
@@ -125,7 +126,9 @@ class Journal:
         """Seconds until `take` has something: 0 for now, None where nothing waits."""
         if self._closed:
             return None
-        if self._sent or self._chunks:
+        if self._sent:
+            return max(0.0, self._not_before - now)
+        if self._chunks:
             return 0.0
         if self._progress or self._preview:
             return 0.0 if self._closing else max(0.0, self._latest_at + self._latest_every - now)
@@ -137,6 +140,13 @@ class Journal:
             self._sent = None
             self._number += 1
             self._change.notify_all()
+
+    def later(self, seconds: float, now: float) -> None:
+        """The server takes no lines yet: the batch goes again after so many seconds, and what is new joins the next.
+
+        It stays as it is: an answer that was lost may have taken it already.
+        """
+        self._not_before = now + seconds
 
     async def expected(self, number: int) -> None:
         """The server counts otherwise: the batch goes again, under the number that it expects."""

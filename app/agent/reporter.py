@@ -95,6 +95,8 @@ class Reporter:
         match result["status"]:
             case "ACCEPTED" | "DUPLICATE":
                 await journal.accepted()
+            case "LATER":
+                journal.later(float(result["after"]), time.monotonic())
             case "GAP":
                 _log.warning("report %d of a lease: the server expects %s", batch.number, result["expected"])
                 await journal.expected(int(result["expected"]))

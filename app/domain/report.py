@@ -16,12 +16,14 @@ from app.domain.task import Reason
 
 LINE_LIMIT = 16 * 1024  # bytes of one log line
 CHUNK_LIMIT = 64 * 1024  # bytes of the lines of one log event
+CHUNKS_LIMIT = 256  # chunks of one report that stay as they are; more are put together
 TEXT_LIMIT = 4 * 1024  # bytes of a message
 DETAILS_LIMIT = 16 * 1024  # bytes of the encoded details of an error
 RESULT_LIMIT = 64 * 1024  # bytes of an encoded result
 
 STREAMS = frozenset({"stdout", "stderr", "system"})
-LEVELS = frozenset({"debug", "info", "warning", "error"})
+SEVERITY = ("debug", "info", "warning", "error")
+LEVELS = frozenset(SEVERITY)
 AGENT_REASONS = frozenset(
     {
         Reason.EXITED_NON_ZERO,
@@ -45,9 +47,29 @@ class LogChunk:
     lines: Sequence[str]
 
 
-def log_events(attempt: int, chunks: Iterable[LogChunk]) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """The chunks as (kind, body) of durable events, each of at most `CHUNK_LIMIT` bytes."""
-    return tuple((EventKind.LOG, body) for chunk in chunks for body in _bodies(attempt, chunk))
+def log_events(
+    attempt: int, chunks: Sequence[LogChunk], *, few: bool = False
+) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """The chunks as (kind, body) of durable events, each of at most `CHUNK_LIMIT` bytes.
+
+    `few`, and always where there are too many: as few events as hold all lines, whatever stream they are from.
+    """
+    kept = [_joined(chunks)] if chunks and (few or len(chunks) > CHUNKS_LIMIT) else chunks
+    return tuple((EventKind.LOG, body) for chunk in kept for body in _bodies(attempt, chunk))
+
+
+def _joined(chunks: Sequence[LogChunk]) -> LogChunk:
+    streams = {chunk.stream for chunk in chunks}
+    return LogChunk(
+        stream=chunks[0].stream if len(streams) == 1 else "system",
+        level=max((chunk.level for chunk in chunks), key=_severity),
+        first_line=chunks[0].first_line,
+        lines=[line for chunk in chunks for line in chunk.lines],
+    )
+
+
+def _severity(level: str) -> int:
+    return SEVERITY.index(level) if level in LEVELS else SEVERITY.index("info")
 
 
 def _bodies(attempt: int, chunk: LogChunk) -> Iterator[dict[str, Any]]:

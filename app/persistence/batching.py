@@ -103,6 +103,14 @@ class Batcher(Generic[Item, Result]):
         except TimeoutError:
             raise Unavailable("the database does not answer") from None
 
+    def note(self, item: Item) -> None:
+        """Let `item` go with the next flush; nobody waits for it, and nobody is told where it fails."""
+        if not self._closed:
+            future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._waiting.append((item, future))
+            self._arrived.set()
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The batcher works inside of this block; at its end what was put is still flushed."""
@@ -208,6 +216,10 @@ class BatchedHot:
     async def beat(self, agent_id: UUID, session_no: int, age: float = 0.0) -> bool:
         """A sign of life, `age` seconds ago; False where that session is over."""
         return await self._beats.put((agent_id, session_no, age))
+
+    def heard(self, agent_id: UUID, session_no: int) -> None:
+        """A sign of life that nobody waits for."""
+        self._beats.note((agent_id, session_no, 0.0))
 
     async def place(self, plan: Sequence[Planned]) -> list[Placed]:
         with self._around("place", len(plan)):

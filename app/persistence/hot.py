@@ -30,7 +30,7 @@ from app.domain.events import Event, EventKind
 from app.domain.lease import Lease
 from app.domain.task import LEASED, TaskState, Verb, after, sources
 from app.persistence.connections import COMMAND, encode_json, translated
-from app.persistence.hot_encoding import LOG_LIMIT, TRUNCATED, Reports
+from app.persistence.hot_encoding import EVENT_LIMIT, LOG_LIMIT, TRUNCATED, Reports
 from app.persistence.hot_guarded import submit_guarded
 from app.persistence.hot_items import (
     Acknowledged,
@@ -326,6 +326,7 @@ class Hot:
             _RUNNING,
             *reports.event_columns(),
             TRUNCATED,
+            EVENT_LIMIT,
         )
         return [_reported(row, reports) for row in rows]
 

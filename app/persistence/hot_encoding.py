@@ -1,7 +1,8 @@
 """How reports travel to their statement: their events once encoded, counted and measured.
 
-A task's log ends at `LOG_LIMIT` bytes: the statement then stores the events of a report that are not log chunks and
-counts the lines that it leaves out. Each event has two places in its report: among all, and among those that pass.
+A task's log ends at `LOG_LIMIT` bytes or `EVENT_LIMIT` events: the statement then stores the events of a report that
+are not log chunks and counts the lines that it leaves out. Each event has two places in its report: among all, and among
+those that pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from app.persistence.connections import encode_json
 from app.persistence.hot_items import Finish, Report
 
 LOG_LIMIT = 64 * 2**20  # bytes of all log events of a task
+EVENT_LIMIT = 10_000  # events of a task, after which no log event is kept
 LAST_LINES = 20  # of the log, copied beside an error
 
 TRUNCATED = {
@@ -22,7 +24,7 @@ TRUNCATED = {
     "stream": "system",
     "level": "warning",
     "firstLine": 0,
-    "lines": ["the log has reached its limit of 64 MiB: later lines are counted, not kept"],
+    "lines": ["the log has reached its limit of 64 MiB or 10,000 events: later lines are counted, not kept"],
 }
 """Stands in the log where its first lines are left out; the last status event has their number."""
 

@@ -96,6 +96,7 @@ class Fence(StrEnum):
     ACCEPTED = "ACCEPTED"
     DUPLICATE = "DUPLICATE"
     GAP = "GAP"
+    LATER = "LATER"
     LEASE_LOST = "LEASE_LOST"
 
 
@@ -131,7 +132,10 @@ class Report(Fenced):
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """`expected` is the next number with GAP; `last` the last event number with ACCEPTED and DUPLICATE."""
+    """`expected` is the next number with GAP; `last` the last event number with ACCEPTED and DUPLICATE.
+
+    `after` are the seconds to wait with LATER.
+    """
 
     fence: Fence
     team_id: UUID | None = None
@@ -141,6 +145,7 @@ class Reported:
     revision: int = 0
     progress: dict[str, Any] | None = None  # the latest values as they stand now
     preview: str | None = None
+    after: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any
 from uuid import UUID
@@ -27,7 +28,7 @@ from uuid import UUID
 from app.domain import lease as tokens
 from app.domain import report as said
 from app.domain.agent import Introduction, check_introduction
-from app.domain.errors import AgentTaken, Forbidden, LeaseLost, NotFound
+from app.domain.errors import AgentTaken, Busy, Forbidden, LeaseLost, NotFound
 from app.domain.events import Batch
 from app.domain.lease import Lease
 from app.domain.task import Reason
@@ -41,6 +42,7 @@ from app.services.departure import spread
 from app.services.dispatch import AgentConnection
 from app.services.feed import FeedService
 from app.services.feed_publisher import FeedPublisher
+from app.services.ports import Quota
 from app.services.scheduler import Scheduler
 from app.services.uploads import TaskInput, UploadService
 from app.services.workflows import WorkflowService
@@ -48,6 +50,7 @@ from app.services.workflows import WorkflowService
 log = logging.getLogger(__name__)
 
 LONGEST_SPREAD = 20.0  # seconds; with their pause agents are back before a lease of 30 s ends
+CONNECTS = 10  # of one agent in a minute
 COMPARE_EVERY = 30.0  # seconds between two looks at what an agent holds that says nothing surprising
 
 
@@ -116,11 +119,16 @@ AgentOrder = Assign | Cancel | Pause | Resume | Drain | Reconnect
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentTimes:
-    """In seconds: between beats, from a cancel to the kill, and until a lease that an agent does not hold is lost."""
+    """In seconds: between beats, from a cancel to the kill, and until a lease that an agent does not hold is lost.
+
+    `connects` counts the connects of each agent; without it anybody may connect as often as they like.
+    """
 
     beat: float = 5.0
     grace: float = 10.0
     forgotten: float = 10.0
+    minute: float = 60.0  # in which an agent may connect `CONNECTS` times
+    connects: Quota | None = None
 
 
 @dataclass(slots=True)
@@ -129,6 +137,7 @@ class _Known:
 
     session_no: int
     accepting: bool = True
+    heard_at: float = 0.0
     holding: frozenset[str] | None = None
     compared_at: float = 0.0
     missing_since: dict[Lease, float] = field(default_factory=dict)
@@ -174,9 +183,11 @@ class ConnectionService:
         """Begin a session of the agent with this name; idempotent for an instance.
 
         Raises `AgentTaken` while another process of the name beats, `Forbidden` for a wrong secret, `InvalidInput` with
-        every fault. Labels and slots beyond what the key allows are left out: they are claims.
+        every fault, `Busy` for more than ten connects a minute. Labels and slots beyond what the key allows are left
+        out: they are claims.
         """
         checked = check_introduction(introduction, labels=identity.labels, max_slots=identity.max_slots)
+        await self._count(identity, checked)
         for _ in range(2):  # again where another first connect took the name meanwhile
             known = await sessions.find_agent(self._database, identity.team_id, checked.name)
             secret = _new_secret(identity, checked, known)
@@ -207,6 +218,14 @@ class ConnectionService:
             secret=secret,
         )
 
+    async def _count(self, identity: AgentIdentity, said: Introduction) -> None:
+        """Before any statement; by the secret too, so that who only knows the name uses up nothing of the agent's."""
+        if self._times.connects is not None:
+            who = f"connect {identity.team_id} {_hashed(said.secret)} {said.name}"
+            window = timedelta(seconds=self._times.minute)
+            if wait := await self._times.connects.take(who, limit=CONNECTS, window=window):
+                raise Busy(f"{said.name!r} has connected more than {CONNECTS} times in a minute", retry_after=wait)
+
     async def orders(self, agent: AgentConnection) -> AsyncGenerator[list[AgentOrder], None]:
         """What the agent has not been told on this connection, at once and whenever it changes, for ever.
 
@@ -234,9 +253,7 @@ class ConnectionService:
         """
         if not await self._database.batched.beat(agent.agent_id, agent.session_no):
             raise LeaseLost(f"session {agent.session_no} of this agent is over: connect again")
-        known = self._known.get(agent.agent_id)
-        if known is None or known.session_no != agent.session_no:  # by HTTP another replica may have answered so far
-            known = self._known[agent.agent_id] = _Known(agent.session_no)
+        known = self._remember(agent)
         if accepting is not known.accepting:
             await self._accept(agent, holding, accepting)
             known.accepting = accepting
@@ -245,6 +262,19 @@ class ConnectionService:
             known.holding, known.compared_at = frozenset(holding), now
             return await self._compare(agent, holding, known, now)
         return []
+
+    def heard(self, agent: AgentConnection) -> None:
+        """Whatever an agent says is a sign of life; it is written with the beats of others, and waits for nothing."""
+        known, now = self._remember(agent), time.monotonic()
+        if now - known.heard_at >= self._times.beat / 2:
+            known.heard_at = now
+            self._database.batched.heard(agent.agent_id, agent.session_no)
+
+    def _remember(self, agent: AgentConnection) -> _Known:
+        known = self._known.get(agent.agent_id)
+        if known is None or known.session_no < agent.session_no:  # by HTTP another replica may have answered so far
+            known = self._known[agent.agent_id] = _Known(agent.session_no)
+        return known if known.session_no == agent.session_no else _Known(agent.session_no)
 
     async def _accept(self, agent: AgentConnection, holding: Sequence[str], accepting: bool) -> None:
         await sessions.set_accepting(self._database, agent.agent_id, agent.session_no, accepting)

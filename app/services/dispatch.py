@@ -6,6 +6,7 @@ freed slot kicks placement.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from app.persistence.hot import Acknowledged, Fence, Fenced, Finish, Finished, R
 from app.services.access import AgentIdentity
 from app.services.feed_publisher import FeedPublisher
 from app.services.outputs import Grant, OutputService
+from app.services.report_pace import ReportPace
 from app.services.scheduler import Scheduler
 
 OWN_WORD = 0
@@ -82,6 +84,7 @@ class DispatchService:
         self._outputs = outputs
         self._keys = token_keys
         self._epoch = epoch
+        self._pace = ReportPace()
 
     async def acknowledge(self, agent: AgentConnection, given: Sequence[str]) -> list[Fence]:
         """Take the leases: their tasks run from here. ACCEPTED or LEASE_LOST for each token; repeat freely."""
@@ -90,6 +93,7 @@ class DispatchService:
     async def report(self, agent: AgentConnection, reports: Sequence[AgentReport]) -> list[Reported]:
         """Store what happened; a repeated number stores nothing twice. One answer for each report, in order.
 
+        `LATER` asks for the lines of a task with very many events to be repeated in a moment.
         Raises `BadRequest` before anything is stored where one of them makes no sense.
         """
         items = await asyncio.gather(*(self._report_of(agent, report) for report in reports))
@@ -154,21 +158,30 @@ class DispatchService:
             fenced = self._fenced(agent, report.token)
         except LeaseLost:
             return None
+        progress, preview = said.progress(report.progress), await self._preview(fenced.lease, report.preview)
+        if (progress or preview) and not self._pace.latest(fenced.lease, time.monotonic()):
+            progress = preview = None
         return Report(
             lease=fenced.lease,
             session_no=fenced.session_no,
             number=report.number,
-            events=said.log_events(fenced.lease.attempt, report.chunks),
-            progress=said.progress(report.progress),
-            preview=await self._preview(fenced.lease, report.preview),
+            events=self._log(fenced.lease, report),
+            progress=progress,
+            preview=preview,
         )
+
+    def _log(self, lease: Lease, report: AgentReport) -> tuple[tuple[str, dict[str, Any]], ...]:
+        return said.log_events(lease.attempt, report.chunks, few=self._pace.has_many(lease))
 
     async def _store(self, agent: AgentConnection, item: Report | None) -> Reported:
         if item is None:
             return Reported(Fence.LEASE_LOST)
         logs.task_id.set(str(item.lease.task_id))
+        if item.events and (wait := self._pace.wait(item.lease, time.monotonic())):
+            return Reported(Fence.LATER, after=wait)
         answer: Reported = await self._hot.report(item)
         if answer.fence is Fence.ACCEPTED:
+            self._pace.stored(item.lease, answer.last, time.monotonic(), logs=bool(item.events))
             self._publisher.task_changed(agent.team_id, item.lease.task_id, self._batch(item, answer))
         return answer
 
@@ -193,7 +206,7 @@ class DispatchService:
             lease=fenced.lease,
             session_no=fenced.session_no,
             number=result.number,
-            events=said.log_events(fenced.lease.attempt, result.chunks),
+            events=self._log(fenced.lease, result),
             progress=said.progress(result.progress),
             error=_error(result.error),
             reason=said.reason(result.error[0]) if result.error else None,

@@ -76,6 +76,10 @@ class Agent:
     transport: Transport
     welcome: dict[str, Any]
 
+    @property
+    def id(self) -> UUID:
+        return UUID(self.welcome["agentId"])
+
     @classmethod
     async def connect(cls, transport: Transport, name: str, **changes: Any) -> "Agent":
         welcome = await transport.execute("connect", {"input": introduction(name, **changes)}, TIMEOUT)

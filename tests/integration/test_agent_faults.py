@@ -116,6 +116,22 @@ async def test_gap_is_bridged_with_the_number_that_the_server_expects(tmp_path: 
         assert lease.gaps == []
 
 
+async def test_lines_that_the_server_does_not_take_yet_are_brought_later_whole_and_in_order(tmp_path: Path) -> None:
+    async with AgentServer().running() as server, agent_process(server, tmp_path, work=WAITING):
+        await server.until(lambda: server.agents)
+        lease = server.assign(command="work")
+        await server.until(lambda: lease.number >= 2)
+
+        server.sent_away = 5
+        await server.until(lambda: server.sent_away == 0)
+        open_gate(tmp_path)
+        await server.until(lambda: lease.finish)
+
+        assert lease.state == "completed"
+        assert lease.gaps == []
+        assert lease.log == [*(str(n) for n in range(1, len(lease.log))), "through"]
+
+
 async def test_cancel_kills_the_whole_group_after_the_grace_and_then_releases(tmp_path: Path) -> None:
     async with AgentServer().running() as server, agent_process(server, tmp_path, work=STUBBORN) as agent:
         await server.until(lambda: server.agents)

@@ -54,7 +54,7 @@ async def test_a_task_from_order_to_release(world: World, transport: str) -> Non
     assert order["parameters"] == {"words": "hello"}
     assert acknowledged == ["RUNNING"]
     assert [each[0]["status"] for each in reported] == ["ACCEPTED", "DUPLICATE"]
-    assert gap == [{"status": "GAP", "seq": None, "expected": 2}]
+    assert gap == [{"status": "GAP", "seq": None, "expected": 2, "after": None}]
     assert beat == {"drop": ["not-a-token"]}
     assert finished == [{"status": "ENDED", "state": "completed", "after": None}]
     assert released == ["RELEASED"]

@@ -6,20 +6,32 @@ from dataclasses import dataclass
 
 from app.domain.errors import BadRequest
 from app.interfaces.agents import schema
-from app.interfaces.agents.context import AgentContext, connection_of
+from app.interfaces.agents.context import AgentContext, Paces, connection_of
 from app.interfaces.agents.passes import Passes
 from app.interfaces.auth import Authentication
 from app.interfaces.engine.endpoint import Endpoint
 from app.interfaces.engine.engine import Operation
 from app.interfaces.engine.limits import MIB, Limits
+from app.interfaces.engine.pace import Rate
 from app.interfaces.engine.request import Credentials, Exchange
 from app.services.access import AgentIdentity
 from app.services.bundle import Services
 from app.services.measures import Measures
 from app.tracing import OFF, Tracing
 
+RATE = Rate(messages=100, size=8 * MIB)
+"""Ten times what an agent says that has much to tell; one that says more is read no faster."""
+
 LIMITS = Limits(
-    body=2 * MIB, message=2 * MIB, depth=5, aliases=0, root_fields=1, directives=0, documents=64, operations=128
+    body=2 * MIB,
+    message=2 * MIB,
+    depth=5,
+    aliases=0,
+    root_fields=1,
+    directives=0,
+    documents=64,
+    operations=128,
+    rate=RATE,
 )
 """An agent's operations have one root field each. What comes in is larger than from a browser: an order carries
 parameters of up to 1 MiB, and so may a report."""
@@ -35,7 +47,13 @@ def agents_endpoint(
     tracing: Tracing = OFF,
 ) -> Endpoint:
     """The ASGI application of `/agent/graphql`; `keys` sign what an agent by HTTP is recognised by, the first mints."""
-    interface = AgentsInterface(services=services, authentication=authentication, passes=Passes(keys), limits=limits)
+    interface = AgentsInterface(
+        services=services,
+        authentication=authentication,
+        passes=Passes(keys),
+        paces=Paces(limits.rate),
+        limits=limits,
+    )
     # Agents talk all the time: their operations are no news.
     return Endpoint(
         schema.build(), interface, log_level=logging.DEBUG, kind="agents", measures=measures, tracing=tracing
@@ -49,6 +67,7 @@ class AgentsInterface:
     services: Services
     authentication: Authentication
     passes: Passes
+    paces: Paces
     limits: Limits
     cookie_name: str | None = None
     origins: frozenset[str] = frozenset()
@@ -66,7 +85,9 @@ class AgentsInterface:
         """Every agent key may keep a socket."""
 
     def context(self, caller: AgentIdentity, exchange: Exchange) -> AgentContext:
-        return AgentContext(services=self.services, identity=caller, exchange=exchange, passes=self.passes)
+        return AgentContext(
+            services=self.services, identity=caller, exchange=exchange, passes=self.passes, paces=self.paces
+        )
 
     async def left(self, exchange: Exchange) -> None:
         """Tell that the agent of this socket is gone; what it holds stays its own while its session lasts."""

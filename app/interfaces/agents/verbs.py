@@ -53,6 +53,7 @@ async def report(_root: None, info: Info, session: int, reports: Sequence[Input]
             "status": answer.fence.value,
             "seq": answer.last if answer.fence in {"ACCEPTED", "DUPLICATE"} else None,
             "expected": answer.expected if answer.fence == "GAP" else None,
+            "after": answer.after if answer.fence == "LATER" else None,
         }
         for answer in answers
     ]

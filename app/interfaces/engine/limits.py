@@ -18,6 +18,7 @@ from graphql import (
 )
 
 from app.domain.errors import LimitExceeded
+from app.interfaces.engine.pace import Rate
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -41,6 +42,7 @@ class Limits:
     deadline: float = 10.0  # of one operation, of opening a subscription, of one event
     message: int = 64 * KIB  # of a socket, from the client
     operations: int = 20  # at once on one socket
+    rate: Rate | None = None  # of a socket, from the client; what is over waits
     init_timeout: float = 10.0
     buffer: int = 1 * MIB  # waiting to be written to one socket
     send_timeout: float = 10.0

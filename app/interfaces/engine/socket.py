@@ -21,6 +21,7 @@ from app.interfaces.engine.engine import Engine, Interface, Operation
 from app.interfaces.engine.errors import Refused, domain_error, unexpected
 from app.interfaces.engine.headers import Scope, exchange_of, socket_credentials
 from app.interfaces.engine.limits import Limits
+from app.interfaces.engine.pace import Pace
 from app.interfaces.engine.protocol import (
     BAD_MESSAGE,
     FORBIDDEN,
@@ -191,6 +192,7 @@ class _Socket:
         self._send = send
         self._outbox = Outbox(send, self._limits)
         self._connection = Connection()
+        self._pace = Pace(self._limits.rate) if self._limits.rate else None
         self._caller: Any = None
         self._running: dict[str, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -295,6 +297,8 @@ class _Socket:
             raise Ended(BAD_MESSAGE, "expected text messages")
         if len(text) > self._limits.message or len(text.encode(errors="surrogatepass")) > self._limits.message:
             raise Ended(TOO_BIG, f"expected messages of at most {self._limits.message} bytes")
+        if self._pace:
+            await self._pace.take(len(text))
         return text
 
     async def _recheck(self, credentials: Credentials) -> None:

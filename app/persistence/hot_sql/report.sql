@@ -1,5 +1,5 @@
 -- $1..$12: reports, each task once; $13: bytes at which a task's log ends; $14: the state that reports; $15..$19: their
--- events, `kept` counting those that pass also then; $20: the event that stands for the first lines that do not.
+-- events, `kept` counting those that pass also then; $20: the event that stands for the first lines that do not; $21: events at which its log ends.
 -- Number 0 is the server's own word under the lease (a verified output): it is not counted among the reports.
 WITH now AS MATERIALIZED (SELECT app_now() AS at),
 i AS (
@@ -9,7 +9,8 @@ i AS (
 ),
 l AS MATERIALIZED (
   SELECT i.n, l.task_id, l.team_id, l.report_no AS had, l.event_seq AS base, l.attempts, i.number, i.events, i.kept,
-    i.bytes, i.lines, i.progress, i.preview, i.bytes = 0 OR l.log_bytes + i.bytes <= $13 AS fits,
+    i.bytes, i.lines, i.progress, i.preview,
+    i.bytes = 0 OR (l.log_bytes + i.bytes <= $13 AND l.event_seq + i.events <= $21) AS fits,
     l.log_dropped = 0 AS first, l.revision, l.progress AS old_progress, l.preview AS old_preview
   FROM task_live l JOIN i ON i.task_id = l.task_id
   WHERE l.lease_no = i.lease_no AND l.agent_id = i.agent_id AND l.session_no = i.session_no AND l.state = $14
