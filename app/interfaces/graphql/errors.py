@@ -42,4 +42,5 @@ _MEMBERS: dict[errors.Code, Callable[..., Refusal]] = {
     errors.Code.WRONG_STATE: refusal.WrongState,
     errors.Code.CONCURRENCY_LIMIT: refusal.ConcurrencyLimit,
     errors.Code.LINK_EXPIRED: refusal.LinkExpired,
+    errors.Code.PROVISIONER_OFF: refusal.ProvisionerOff,
 }
