@@ -11,13 +11,16 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import asyncpg
+import orjson
 
 from tests.chaos.ledger import Ledger, merge, save
 from tests.chaos.nemesis import PAIRS, Nemesis
 from tests.chaos.site import Crowd, Site, site_in
+from tests.faults.world import whole
 from tests.model.history import PATIENCE, TERMINAL, Op, check, total
 from tests.servers import S3Config
 from tests.waiting import until
@@ -57,7 +60,7 @@ class Verdict:
             *((f"  {state}", counts[state]) for state in sorted(TERMINAL)),
             ("met a fault", f"{counts['met']}  ({counts['met'] / max(1, counts['ended']):.0%})"),
             ("answers lost", counts["info"]),
-            ("late writes refused", counts["LEASE_LOST"]),
+            ("late writes refused", counts["late"]),
             ("views resumed", counts["broke"]),
             *((f"fault: {kind}", count) for kind, count in self.faults.items()),
             ("replicas killed amid a submit", counts["amid"]),
@@ -66,6 +69,7 @@ class Verdict:
             ("doubled", counts["doubled"]),
             ("zombie writes", len(self.wrong.get("C3", ()))),
             ("gaps", len(self.wrong.get("C6", ()))),
+            ("tracebacks in logs", counts["tracebacks"]),
             ("wrong", ", ".join(f"{name}: {len(found)}" for name, found in self.wrong.items()) or 0),
         ]
         return "\n".join(f"{name:<40} {value}" for name, value in rows)
@@ -73,6 +77,8 @@ class Verdict:
     def complaints(self) -> list[str]:
         """Why the run does not count as one; empty where it does."""
         found = [f"{name}: {sentence}" for name, wrong in self.wrong.items() for sentence in wrong[:10]]
+        if self.counts["tracebacks"]:
+            found.append(f"{self.counts['tracebacks']} tracebacks are in the logs")
         if self.counts["ended"] < self.goal:
             found.append(f"{self.counts['ended']} tasks ended, expected at least {self.goal}")
         found += [f"no fault of kind {kind} happened" for kind, count in self.faults.items() if not count]
@@ -80,7 +86,7 @@ class Verdict:
             if self.counts["met"] < PARTS * self.counts["ended"]:
                 found.append(f"{self.counts['met']} of {self.counts['ended']} tasks met a fault, expected 5 %")
             found += [f"never at once: {' and '.join(sorted(pair))}" for pair in PAIRS - set(self.pairs)]
-            found += [f"no {name}" for name in ("amid", "LEASE_LOST", "broke", "info") if not self.counts[name]]
+            found += [f"no {name}" for name in ("amid", "late", "broke", "info") if not self.counts[name]]
         return found
 
 
@@ -95,9 +101,14 @@ async def chaos(folder: Path, bucket: S3Config) -> Verdict:
         await _load(site, nemesis)
         seconds = time.monotonic() - began
         await _rest(site, ledger)
+        await whole(site.database_url, keyed=True)
         history = merge(folder / "ledgers", nemesis.deaths)
     save(history, folder / "history.jsonl")
     verdict = judge(history, seconds)
+    verdict.counts["tracebacks"] = sum(
+        program.log.count("Traceback (most") for program in (*site.agents, *site.clients)
+    )
+    verdict.counts["tracebacks"] += sum(_failures(replica.log) for replica in site.replicas)
     if FAULTS:
         verdict.faults, verdict.pairs = nemesis.counts, nemesis.met
     return verdict
@@ -112,7 +123,7 @@ def judge(history: list[Op], seconds: float) -> Verdict:
     counts["doubled"] = counts["unexpected"]
     counts["met"] = len(met_a_fault(history))
     counts["info"] = sum(op.type == "info" for op in history)
-    counts["LEASE_LOST"] = sum(op.value == "LEASE_LOST" and op.op in ("report", "finish") for op in history)
+    counts["late"] = len(_late(history))
     counts["broke"] = sum(op.op == "broke" for op in history)
     kills = [op.t_call for op in history if op.op == "fault" and op.args["kind"] == "replica_kill"]
     submits = [op for op in history if op.op == "submit"]
@@ -129,6 +140,19 @@ def met_a_fault(history: list[Op]) -> set[str]:
         if op.type != "ok" or op.value == "LEASE_LOST" or broken:
             found.add(op.args.get("task") or tasks.get(op.args.get("key", ""), ""))
     return found & set(tasks.values())
+
+
+def _late(history: list[Op]) -> list[Op]:
+    """The writes that were refused because their lease was over, of tasks that nobody had cancelled."""
+    cancelled = {op.task for op in history if op.op == "cancel"}
+    refused = [op for op in history if op.value == "LEASE_LOST" and op.op in ("acknowledge", "report", "finish")]
+    return [op for op in refused if op.task not in cancelled]
+
+
+def _failures(log: str) -> int:
+    """Lines of a replica's log that tell of an exception that nobody expected."""
+    lines = [orjson.loads(line) for line in log.splitlines() if line.startswith("{")]
+    return sum(line["level"] == "error" and "Traceback" in line.get("error", "") for line in lines)
 
 
 async def _load(site: Site, nemesis: Nemesis) -> None:
@@ -163,15 +187,16 @@ async def _rest(site: Site, ledger: Ledger) -> None:
     assert [client.returncode for client in site.clients] == [0] * len(site.clients)
     connection = await asyncpg.connect(site.database_url)
     try:
-        await until(lambda: _none(connection), within=PATIENCE, every=0.1, what="all tasks end")
+        for table, what in _LEFT.items():
+            await until(partial(_none, connection, table), within=PATIENCE, every=0.1, what=what)
         for row in await connection.fetch("SELECT id, state, event_seq FROM task_state"):
             ledger.note("final", "end", {"state": row["state"], "seq": row["event_seq"]}, task=str(row["id"]))
     finally:
         await connection.close()
 
 
-async def _none(connection: "asyncpg.Connection[asyncpg.Record]") -> bool:
-    return not await connection.fetchval("SELECT count(*) FROM task_live")
+async def _none(connection: "asyncpg.Connection[asyncpg.Record]", table: str) -> bool:
+    return not await connection.fetchval(f"SELECT count(*) FROM {table}")
 
 
 async def _ended(site: Site, count: int) -> bool:
@@ -183,3 +208,6 @@ async def _ended(site: Site, count: int) -> bool:
         finally:
             connection.terminate()
     return False
+
+
+_LEFT = {"task_live": "all tasks end", "slot WHERE task_id IS NOT NULL": "all slots are free again"}
