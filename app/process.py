@@ -9,6 +9,7 @@ would be skipped. The first part to fail ends the process; a request to stop end
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -32,6 +33,7 @@ T = TypeVar("T")
 DRAIN = 8  # seconds that requests get to end, once the sockets are gone
 AGENT_MESSAGE = 2 * 2**20  # bytes; browsers have a smaller limit of their own
 ASK_AGAIN = 1  # seconds until a database that did not answer is asked again whether there is a user yet
+COLLECT = (5_000, 20, 20)  # new objects, and passes over them, before the garbage collector looks
 SOCKET_PING = 20  # seconds, and as long for its answer
 
 
@@ -119,10 +121,22 @@ async def serving(settings: Settings, *, stop: asyncio.Event, worker: int = 0) -
             parts += [asyncio.create_task(_wait(app.broken), name="embedded servers")]
             try:
                 await _answers(server, parts[0])
+                spare_the_collector()
                 yield Running(app, settings.public_url, parts, stop)
             finally:
                 await _drain(app, surface, server)
                 await _end(parts)
+
+
+def spare_the_collector() -> None:
+    """Keep the garbage collector away from what was made at the start and lives as long as the process.
+
+    The schemas alone are several hundred thousand objects, which a full collection in the middle of a request would
+    walk through again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT)
 
 
 class _Server(uvicorn.Server):

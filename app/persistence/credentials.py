@@ -1,6 +1,6 @@
 """The only queries on `credential`: public ids and keyed hashes, never a key."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -61,18 +61,14 @@ async def add(team_id: UUID, new: NewCredential, *, key_id: str, secret_hash: by
     return _credential(rows[0])
 
 
-async def known(key_id: str) -> Known | None:
-    """One indexed read, also for a key that has ended."""
+async def known(key_ids: Collection[str]) -> dict[str, Known]:
+    """What is known of these ids of keys, also of those that have ended; one indexed read."""
     rows = await database.rows(
         f"SELECT {_COLUMNS}, secret_hash, coalesce(expires_at <= app_now(), false) AS expired, "
-        f"{_STALE} AS stale FROM credential WHERE key_id = $1",
-        key_id,
+        f"{_STALE} AS stale FROM credential WHERE key_id = ANY($1::text[])",
+        list(key_ids),
     )
-    if not rows:
-        return None
-    row = dict(rows[0])
-    secret_hash, expired, stale = bytes(row.pop("secret_hash")), row.pop("expired"), row.pop("stale")
-    return Known(_credential(row), secret_hash, expired, stale)
+    return {row["key_id"]: _known(row) for row in rows}
 
 
 async def used(credential_ids: Sequence[UUID]) -> None:
@@ -152,6 +148,12 @@ async def foreign_workflows(team_id: UUID, workflow_ids: Sequence[UUID]) -> list
         list(workflow_ids),
     )
     return [row["id"] for row in rows]
+
+
+def _known(row: Mapping[str, Any]) -> Known:
+    read = dict(row)
+    secret_hash, expired, stale = bytes(read.pop("secret_hash")), read.pop("expired"), read.pop("stale")
+    return Known(_credential(read), secret_hash, expired, stale)
 
 
 def _credential(row: Mapping[str, Any]) -> Credential:

@@ -271,7 +271,7 @@ class Hot:
 
     async def _submit(self, items: Sequence[tuple[int, NewTask]], results: dict[int, SubmitResult]) -> None:
         lanes = await self._lanes_of([item for _, item in items])
-        rows = await self._run("submit", *_columns([(n, *fields(item, lanes)) for n, item in items], 21))
+        rows = await self._run("submit", *_columns([(n, *fields(item, lanes)) for n, item in items], 22))
         by_number = dict(items)
         for row in rows:
             item = by_number[row["n"]]

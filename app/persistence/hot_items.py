@@ -31,6 +31,7 @@ class NewTask:
     retry_on: tuple[str, ...]
     retry_of: UUID | None = None
     own_lane: bool = False  # `requirement_id` names the workflow too, since an agent key is pinned to it
+    slug: str | None = None  # where memory knows the workflow by it: it must still be the workflow's
     key: str | None = None  # idempotency, already scoped to (caller, operation)
     hash: bytes | None = None
     concurrency_key: str | None = None  # what the workflow's key comes to

@@ -45,6 +45,7 @@ def fields(item: NewTask, lanes: dict[LaneKey, int]) -> tuple[Any, ...]:
         item.own_lane,
         item.concurrency_key,
         item.key_id,
+        item.slug,
     )
 
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from app.domain.task import LEASED, TERMINAL, TaskState
 from app.persistence.database import Database, Record
+from app.persistence.hot import NewTask, SubmitResult
 
 _WAITING = [str(TaskState.PENDING), str(TaskState.WAITING), str(TaskState.PROVISIONING)]
 
@@ -255,6 +256,38 @@ def _range(prefix: str) -> tuple[UUID, UUID]:
     """The lowest and the highest id that begins with these hexadecimal digits."""
     digits = prefix.replace("-", "")
     return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+
+
+def stored(task: NewTask, result: SubmitResult) -> TaskRecord:
+    """A task as its submit has just stored it, without reading it again."""
+    assert result.task_id is not None
+    assert result.state is not None
+    return TaskRecord(
+        id=result.task_id,
+        team_id=task.team_id,
+        workflow_id=task.workflow_id,
+        version=task.version,
+        submitter_id=task.submitter_id,
+        credential_id=task.credential_id,
+        priority=task.priority,
+        tags=task.tags,
+        retry_of=task.retry_of,
+        created_at=result.events[0].at,
+        state=result.state,
+        reason=None,
+        lease_no=0,
+        attempts=0,
+        event_seq=result.events[-1].seq,
+        agent_id=None,
+        started_at=None,
+        ended_at=None,
+        timeout=task.timeout,
+        queue_timeout=task.queue_timeout,
+        progress=None,
+        preview=None,
+        revision=0,
+        concurrency_key=task.concurrency_key,
+    )
 
 
 def _record(row: Record) -> TaskRecord:

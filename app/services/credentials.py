@@ -1,7 +1,8 @@
 """Keys: who one is at each request, and making and revoking them, which people alone may do.
 
 A key is shown once and never kept. A typo is refused by its checksum before any read; else one indexed read decides, at
-every request and without a cache, so that a revocation counts from the next one. Use is marked at most once a minute.
+every request and without a cache, so that a revocation counts from the next one; requests that come at once share it.
+Use is marked at most once a minute.
 """
 
 import secrets
@@ -14,7 +15,8 @@ from app.domain.credential import EXPIRY_DAYS, KeyKind, keyed_hash, mint, parse,
 from app.domain.errors import NotFound, Unauthenticated
 from app.domain.people import Credential, Scope
 from app.persistence import credentials, idempotency, workflows
-from app.persistence.credentials import NewCredential
+from app.persistence.credentials import Known, NewCredential
+from app.persistence.gathering import GatheredReads
 from app.persistence.idempotency import Claim
 from app.services.access import SCOPE_GRANTS, AgentIdentity, AuthSubject, Permission, Viewer, tell_auth
 from app.services.inputs import Checked
@@ -66,11 +68,12 @@ class CredentialService:
         self._bus = bus
         self._pepper = pepper
         self._sightings = Sightings(credentials.used)
+        self._known: GatheredReads[str, Known] = GatheredReads(credentials.known)
 
     async def authenticate(self, text: str) -> Viewer | AgentIdentity:
         """Who this key is: an integration key a viewer, an agent key an agent; raises `Unauthenticated`."""
         key = parse(text)
-        known = await credentials.known(key.id)
+        known = await self._known.get(key.id)
         proven = proves(key, known.secret_hash if known else _NOBODY, self._pepper)
         if known is None or not proven:  # the hash covers the prefix too: kinds cannot cross
             raise Unauthenticated("no such key")

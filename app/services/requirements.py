@@ -20,6 +20,7 @@ class ResolvedVersion:
     pinned: bool
     requirement_id: int
     own_lane: bool  # the requirement names the workflow too
+    slug: str | None  # by which memory found it: the submit checks that it still is the workflow's
     parameters: tuple[Parameter, ...]
     timeout: float
     queue_timeout: float | None
@@ -33,8 +34,10 @@ class Requirements:
     def __init__(self) -> None:
         self._own: dict[tuple[UUID, int], int] = {}
 
-    async def resolved(self, version: WorkflowVersion, *, pinned: bool, own_lane: bool) -> ResolvedVersion:
-        """The version as a submit takes it; `own_lane`: agents are pinned to its workflow."""
+    async def resolved(
+        self, version: WorkflowVersion, *, pinned: bool, own_lane: bool, slug: str | None = None
+    ) -> ResolvedVersion:
+        """The version as a submit takes it; `own_lane`: agents are pinned to its workflow; `slug` is to be checked."""
         return ResolvedVersion(
             workflow_id=version.workflow_id,
             team_id=version.team_id,
@@ -42,6 +45,7 @@ class Requirements:
             pinned=pinned,
             requirement_id=await self._naming(version) if own_lane else version.requirement_id,
             own_lane=own_lane,
+            slug=slug,
             parameters=version.plan.parameters,
             timeout=version.plan.timeout,
             queue_timeout=version.plan.queue_timeout,

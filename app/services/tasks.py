@@ -35,7 +35,7 @@ from app.persistence.idempotency import fingerprint
 from app.persistence.tasks import AttemptRecord as AttemptRecord
 from app.persistence.tasks import TaskDetails as TaskDetails
 from app.persistence.tasks import TaskFilter as TaskFilter
-from app.persistence.tasks import TaskReads
+from app.persistence.tasks import TaskReads, stored
 from app.persistence.tasks import TaskRecord as TaskRecord
 from app.services.access import Permission, Viewer
 from app.services.cancelling import Cancelling
@@ -236,14 +236,14 @@ class TaskService:
             key = f"{viewer.caller_id} {operation} {wanted.idempotency_key}"
             claim = _Claim(retry_of=retry_of, key=key, hash=fingerprint(_asked(wanted, retry_of)))
         try:
-            result = await self._store(viewer, team_id, wanted, claim)
+            task, result = await self._store(viewer, team_id, wanted, claim)
         except DomainError:
             # What was refused now may have been taken then: a replay answers for the first call.
             first = await self._reads.submitted(team_id, claim.key) if claim.key else None
             if first is None:
                 raise
             status = SubmitStatus.REPLAYED if first[1] == claim.hash else SubmitStatus.CONFLICT
-            result = SubmitResult(status, first[0])
+            task, result = None, SubmitResult(status, first[0])
         if result.task_id is None:
             raise WrongState(
                 "the workflow was changed while the task was submitted: submit it again", path=("workflow",)
@@ -253,27 +253,31 @@ class TaskService:
                 f"the idempotency key was used before with another input; it made {result.task_id}",
                 first=result.task_id,
             )
-        if result.status is SubmitStatus.CREATED:
+        if task is not None and result.status is SubmitStatus.CREATED:
             self._cancelling.tell(team_id, result.superseded)
             self._tell(team_id, result)
+            return stored(task, result)
         return await self.get(viewer, result.task_id)
 
-    async def _store(self, viewer: Viewer, team_id: UUID, wanted: Submit, claim: "_Claim") -> SubmitResult:
+    async def _store(
+        self, viewer: Viewer, team_id: UUID, wanted: Submit, claim: "_Claim"
+    ) -> tuple[NewTask | None, SubmitResult]:
         """Resolve, check and store; once more where the workflow was changed in between."""
-        result = SubmitResult(SubmitStatus.STALE_VERSION)
+        task, result = None, SubmitResult(SubmitStatus.STALE_VERSION)
         for fresh in (False, True):
             version = await self._workflows.resolve(
                 viewer, team_id, wanted.workflow, version=wanted.version, fresh=fresh
             )
             values = parameters.validate(version.parameters, wanted.parameters)
             await self._uploads.use(viewer, team_id, version.parameters, values)
-            result = await self._hot.submit(_new_task(viewer, version, wanted, values, claim))
+            task = _new_task(viewer, version, wanted, values, claim)
+            result = await self._hot.submit(task)
             if result.status not in (SubmitStatus.STALE_VERSION, SubmitStatus.WORKFLOW_GONE):
                 break
         if result.holder is not None:
             message = f"the concurrency key is held by task {result.holder}, and this workflow does not queue behind it"
             raise ConcurrencyLimit(message, holder=result.holder)
-        return result
+        return task, result
 
     def _tell(self, team_id: UUID, result: SubmitResult) -> None:
         if result.task_id is None or result.state is None or result.lane_id is None or not result.events:
@@ -338,6 +342,7 @@ def _new_task(
         pinned=version.pinned,
         requirement_id=version.requirement_id,
         own_lane=version.own_lane,
+        slug=version.slug,
         submitter_id=viewer.user_id,
         credential_id=viewer.credential_id,
         priority=wanted.priority,

@@ -1,7 +1,7 @@
 """Versions of workflows in memory: immutable, so they need no invalidation, and which of them is current, as last seen.
 
-The submit checks in the database that a version is still the current one, so a memory that is behind costs a second
-look and never a wrong run.
+The submit checks in the database that a version is still the current one, and a slug still its workflow's, so a memory
+that is behind costs a second look and never a wrong run.
 """
 
 from collections import OrderedDict
@@ -25,6 +25,7 @@ class VersionCache:
         self._used = 0
         self._versions: OrderedDict[tuple[UUID, int], tuple[WorkflowVersion, int]] = OrderedDict()
         self._current: OrderedDict[UUID, int] = OrderedDict()
+        self._slugs: OrderedDict[tuple[UUID, str], UUID] = OrderedDict()
         self._own_lanes: set[UUID] = set()
 
     def get(self, workflow_id: UUID, number: int) -> WorkflowVersion | None:
@@ -50,6 +51,10 @@ class VersionCache:
         number = self._current.get(workflow_id)
         return None if number is None else self.get(workflow_id, number)
 
+    def named(self, team_id: UUID, slug: str) -> UUID | None:
+        """The workflow that had this slug when it was seen last."""
+        return self._slugs.get((team_id, slug))
+
     def has_own_lanes(self, workflow_id: UUID) -> bool:
         """Whether its tasks queue by themselves, as last seen; once they do, they do for ever."""
         return workflow_id in self._own_lanes
@@ -57,9 +62,12 @@ class VersionCache:
     def saw(self, workflow: Workflow) -> None:
         """Remember the workflow's current version, or forget it where new tasks are refused."""
         self._current.pop(workflow.id, None)
+        self._slugs[workflow.team_id, workflow.slug] = workflow.id
         if workflow.own_lanes:
             self._own_lanes.add(workflow.id)
         if workflow.active and workflow.archived_at is None:
             self._current[workflow.id] = workflow.version
         if len(self._current) > CURRENT:
             self._current.popitem(last=False)
+        if len(self._slugs) > CURRENT:
+            self._slugs.popitem(last=False)

@@ -218,17 +218,16 @@ class WorkflowService:
     ) -> ResolvedVersion:
         """The version to run: `ref` is a slug, `slug@number` or an id; `version` pins one as well.
 
-        By id and from memory it takes no statement; `fresh` looks again, after a submit was told that the version is no
+        From memory it takes no statement; `fresh` looks again, after a submit was told that the version is no
         longer current. Raises `NotFound`, and `WrongState` for a workflow that is archived or disabled.
         """
         viewer.require(Permission.RUN, team_id)
         named = read_ref(ref)
         pinned = _one(named.number, version)
-        known = None if fresh or pinned is not None or named.id is None else self._cache.current(named.id)
-        if known is not None and known.team_id == team_id:
-            return await self._requirements.resolved(
-                known, pinned=False, own_lane=self._cache.has_own_lanes(known.workflow_id)
-            )
+        if not fresh and pinned is None and (known := self._remembered(team_id, named)) is not None:
+            own_lane = self._cache.has_own_lanes(known.workflow_id)
+            slug = named.slug if named.id is None else None
+            return await self._requirements.resolved(known, pinned=False, own_lane=own_lane, slug=slug)
         workflow = await _find(team_id, named)
         self._cache.saw(workflow)
         _check_runnable(workflow)
@@ -269,6 +268,11 @@ class WorkflowService:
         workflow = await change(workflow_id)
         self._cache.saw(workflow)
         return workflow
+
+    def _remembered(self, team_id: UUID, named: WorkflowRef) -> WorkflowVersion | None:
+        workflow_id = self._cache.named(team_id, named.slug) if named.id is None else named.id
+        known = None if workflow_id is None else self._cache.current(workflow_id)
+        return known if known is not None and known.team_id == team_id else None
 
     async def _version(self, workflow_id: UUID, number: int) -> WorkflowVersion:
         kept = self._cache.get(workflow_id, number)

@@ -25,8 +25,9 @@ from app.persistence.database import Database
 from app.services.access import Role, Scope, Viewer
 from app.services.ports import ObjectStore
 from app.services.tasks import EventPage, EventSlice, TaskFilter
+from app.services.workflows import WorkflowService
 from tests.integration.task_log import Watch
-from tests.integration.tasks_world import World, open_world
+from tests.integration.tasks_world import DOCUMENT, World, open_world
 from tests.viewers import in_role, key_of, make_owner
 from tests.waiting import until
 
@@ -393,3 +394,25 @@ async def test_the_whole_log_is_text(world: World) -> None:
     assert [line.split()[-1] for line in lines] == [f"{number}.{n}" for number in range(1, 4) for n in range(300)]
     assert lines[0].split()[1] == "stdout"
     assert text.endswith("\n")
+
+
+async def test_a_slug_that_moved_elsewhere_runs_what_it_names_now(world: World) -> None:
+    """What this replica remembers of a slug is checked by the submit itself."""
+    before = await world.submit()
+    elsewhere = WorkflowService()  # another replica
+    await elsewhere.update(world.owner, world.workflow.id, {"slug": "older"})
+    heir = await elsewhere.create(world.owner, world.team, DOCUMENT)
+
+    after = await world.submit()
+
+    assert (before.workflow_id, after.workflow_id) == (world.workflow.id, heir.id)
+
+
+async def test_what_a_submit_returns_is_what_is_stored(world: World) -> None:
+    await world.submit(priority=3)
+    await world.scheduler.settle()
+
+    made = await world.submit(priority=3, tags=["b", "a", "b"], timeout=5.0, queue_timeout=60.0)
+
+    assert made.state is TaskState.WAITING  # behind the first, so that no pass changes it
+    assert made == await world.tasks.get(world.owner, made.id)

@@ -74,9 +74,7 @@ async def release(_root: None, info: Info, session: int, tokens: Sequence[str]) 
     return ["RELEASED" if each else "LEASE_ALIVE" for each in freed]
 
 
-async def beat(
-    _root: None, info: Info, session: int, holding: Sequence[str], accepting: bool = True
-) -> dict[str, Any]:
+async def beat(_root: None, info: Info, session: int, holding: Sequence[str], accepting: bool = True) -> dict[str, Any]:
     context = info.context
     held = bounded(holding, "holding")
     return {"drop": await context.services.connections.beat(context.agent(session), held, accepting=accepting)}

@@ -21,6 +21,7 @@ from strawberry.types.union import StrawberryUnion
 
 from app.domain.ids import Kind
 from app.interfaces.graphql.policy import KEY, Policy, Rule
+from app.interfaces.graphql.reading import Reading
 
 T = TypeVar("T", bound=type)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -126,7 +127,9 @@ def input_type(*, name: str | None = None, one_of: bool = False) -> Callable[[T]
     """An input type: attributes with descriptions; the optional ones have a default (None or `strawberry.UNSET`)."""
 
     def decorate(cls: T) -> T:
-        return strawberry.input(cls, name=name, description=doc(cls), one_of=one_of)
+        made = strawberry.input(cls, name=name, description=doc(cls), one_of=one_of)
+        made.__strawberry_definition__.from_input = Reading()  # type: ignore[attr-defined]
+        return made
 
     return decorate
 

@@ -1,17 +1,18 @@
--- $1..$21: one array for each field of the items. Returns one row for each item.
+-- $1..$22: one array for each field of the items. Returns one row for each item.
 WITH now AS MATERIALIZED (SELECT app_now() AS at),
 i AS MATERIALIZED (
   SELECT uuidv7() AS id, t.* FROM unnest(
     $1::int[], $2::uuid[], $3::uuid[], $4::int[], $5::bool[], $6::int[], $7::uuid[], $8::uuid[], $9::smallint[],
     $10::jsonb[], $11::jsonb[], $12::float8[], $13::float8[], $14::smallint[], $15::jsonb[], $16::uuid[], $17::text[],
-    $18::bytea[], $19::bool[], $20::text[], $21::uuid[]
+    $18::bytea[], $19::bool[], $20::text[], $21::uuid[], $22::text[]
   ) AS t(n, team, workflow, version, pinned, lane, submitter, credential, rank, tags, params, timeout, queue_timeout,
     retry_max, retry_on, retry_of, key, hash, own_lane, concurrency_key,
-    key_id)
+    key_id, slug)
   ORDER BY t.n
 ),
-c AS MATERIALIZED (  -- checked: the caller's version may be a cached one
-  SELECT i.*, w.id IS NOT NULL AS known, (i.pinned OR w.version = i.version) AND w.own_lanes = i.own_lane AS current
+c AS MATERIALIZED (  -- checked: the caller's version and slug may be cached ones
+  SELECT i.*, w.id IS NOT NULL AS known, (i.pinned OR w.version = i.version) AND w.own_lanes = i.own_lane
+    AND (i.slug IS NULL OR w.slug = i.slug) AS current
   FROM i LEFT JOIN workflow w ON w.id = i.workflow AND w.team_id = i.team AND w.active AND w.archived_at IS NULL
 ),
 k AS (
