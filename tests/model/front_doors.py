@@ -5,7 +5,7 @@ kicks never reach the server, so a task stays in the state in which it was put.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,7 @@ class Doors:
     services: Services
     admin: Any  # asyncpg.Connection
     replica: Hot
+    ticks: Mapping[str, Callable[[], Awaitable[int]]]  # of the server's loops, none of which runs by itself
     token_key: bytes
     http: httpx.AsyncClient
 
@@ -169,6 +170,13 @@ class Stage:
         agent = UUID(self.welcome["agentId"])
         return len(await self.doors.replica.place([Planned(self.task, row["lane_id"], row["rank"], agent, 2)]))
 
+    async def provision(self) -> int:
+        """One more pool of the team is looked at: how many tasks it begins to start an agent for."""
+        before = await self.state()
+        await self.doors.services.pools.create(self.owner, self.team, {**POOL, "name": uuid4().hex})
+        await self.doors.ticks["pools"]()
+        return int(await self.state() != before)
+
     async def row(self, sql: str) -> Any:
         return await self.doors.admin.fetchrow(sql, self.task)
 
@@ -185,6 +193,8 @@ class Stage:
         if self.socket is not None:
             await self.socket.close()
         await self.doors.admin.execute("UPDATE agent_session SET alive = false WHERE team_id = $1", self.team)
+        await self.doors.admin.execute("DELETE FROM launch WHERE team_id = $1", self.team)
+        await self.doors.admin.execute("UPDATE pool SET removed_at = app_now() WHERE team_id = $1", self.team)
 
     async def bring(self, state: TaskState) -> None:
         """Make the task and bring it there, by the verbs of people and agents as far as there are some."""
@@ -195,8 +205,8 @@ class Stage:
             self.task = await self.doors.admin.fetchval("SELECT id FROM task WHERE team_id = $1", self.team)
             assert answer["task"]["id"] == self.task_id
             await self.until_state(TaskState.WAITING)
-        if state is TaskState.PROVISIONING:  # no pool is there to do it yet
-            await self.doors.admin.execute("UPDATE task_live SET state = 'provisioning' WHERE task_id = $1", self.task)
+        if state is TaskState.PROVISIONING:
+            await self.provision()
         if state not in LEASED_ONCE:
             await self._stand_by()
         else:
@@ -254,13 +264,17 @@ WORKFLOW: dict[str, Any] = {
 }
 
 
+# Nobody has put its configuration on the server: its launches come to nothing.
+POOL = {"provisioner": "local", "settings": {"config": "missing"}, "labels": ["gpu"]}
+
+
 @asynccontextmanager
 async def open_doors(url: str, redis_url: str, folder: Path) -> AsyncIterator[Doors]:
     async with AsyncExitStack() as stack:
         stack.enter_context(pytest.MonkeyPatch.context()).setattr(batching, "BEAT_EVERY", 0.0)
         public = "http://127.0.0.1:8000"
         given = {"database_url": url, "redis_url": redis_url, "data_dir": folder, "public_url": public}
-        chosen = settings.load(given)
+        chosen = settings.load({**given, "local_pools": "on"})
         app = await stack.enter_async_context(open_app(chosen))
         address = await stack.enter_async_context(listening(create_asgi(app)))
         admin = await asyncpg.connect(url)
@@ -273,6 +287,7 @@ async def open_doors(url: str, redis_url: str, folder: Path) -> AsyncIterator[Do
             services=app.services,
             admin=admin,
             replica=Hot(pool, ALWAYS),
+            ticks={loop.name: loop._tick for loop in app.loops},
             token_key=_keys(chosen, "assignment tokens")[0],
             http=http,
         )
