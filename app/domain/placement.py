@@ -84,7 +84,7 @@ class Held:
 class Plan:
     assignments: tuple[Assignment, ...] = ()
     held: tuple[Held, ...] = ()
-    barred: tuple[UUID, ...] = ()  # tasks that were passed over, since their concurrency key is held
+    barred: tuple[Head, ...] = ()  # passed over, since their concurrency key is held
 
 
 def plan(
@@ -106,7 +106,7 @@ def plan(
     held_by = dict(holding)
     assignments: list[Assignment] = []
     held: list[Held] = []
-    barred: list[UUID] = []
+    barred: list[Head] = []
     room = dict(rooms or {})
     queue = [_key(lane[0], held_by) for lane in lanes.values()]
     heapify(queue)
@@ -120,7 +120,7 @@ def plan(
         passed = head.key_id is not None and room.get(head.key_id, 1) <= 0
         slot = None if passed else free.take(head.requirement)
         if passed:
-            barred.append(head.task_id)
+            barred.append(head)
         elif slot is None:
             held.append(Held(head.lane_id, tuple(h.task_id for h in lane), free.why_not(head.requirement)))
             continue

@@ -229,8 +229,8 @@ class BatchedHot:
         # Not those that a pool is starting an agent for: they wait for it, and their launch says until when.
         return await self._hot.hold(task_ids, states=(TaskState.PENDING,))
 
-    async def park(self, task_ids: Sequence[UUID]) -> list[Parked]:
-        return await self._hot.park(task_ids)
+    async def park(self, places: Sequence[tuple[int, int, UUID]]) -> list[Parked]:
+        return await self._hot.park(places)
 
     async def wake(self, team_id: UUID, key_ids: Collection[UUID] | None) -> set[tuple[UUID, int]]:
         return await self._hot.wake(team_id, key_ids)

@@ -183,9 +183,12 @@ class Hot:
         rows = await self._run("hold", list(task_ids), [*states])
         return [(row["team_id"], row["task_id"], _status(row, "event_seq")) for row in rows]
 
-    async def park(self, task_ids: Sequence[UUID]) -> list[Parked]:
-        """Out of the queue with what found its concurrency key held. Whoever parks calls `wake` afterwards."""
-        rows = await self._run("park", list(task_ids), sources(Verb.HOLD), sources(Verb.ASSIGN))
+    async def park(self, places: Sequence[tuple[int, int, UUID]]) -> list[Parked]:
+        """Out of the queue with what found its concurrency key held, by lane, rank and task: those that were there.
+
+        Whoever parks calls `wake` afterwards.
+        """
+        rows = await self._run("park", *_columns(places, 3), sources(Verb.HOLD), sources(Verb.ASSIGN))
         return [
             Parked(r["team_id"], r["task_id"], r["key_id"], None if r["body"] is None else _status(r, "event_seq"))
             for r in rows

@@ -242,12 +242,13 @@ class Scheduler:
             planned = await self._plan(team_id, causes) if causes.places else Plan()
             placed = await self._place(planned.assignments)
             await self._hold(planned)
-            causes.keys |= await self._park(planned.barred)
+            parked = await self._park(planned.barred)
+            causes.keys |= parked
             causes.deep = bool(planned.barred)
             total += len(placed)
-            vain = 0 if placed or (causes.deep and not woken) else vain + 1
+            vain = 0 if placed or (parked and not woken) else vain + 1
             if (planned.assignments or causes.deep) and vain <= VAIN:
-                if not causes.deep:
+                if vain or not parked:
                     await asyncio.sleep(random.uniform(*JITTER) * 2**vain)
                 continue
             if planned.assignments or causes.deep:
@@ -265,9 +266,9 @@ class Scheduler:
             keys, woken = {key_id for key_id, _ in moved}, True
         return woken
 
-    async def _park(self, task_ids: Sequence[UUID]) -> set[UUID]:
+    async def _park(self, heads: Sequence[Head]) -> set[UUID]:
         """Out of the queue with tasks whose key is held; the keys, at which to look again."""
-        parked = await self._hot.park(task_ids) if task_ids else []
+        parked = await self._hot.park([(each.lane_id, each.rank, each.task_id) for each in heads]) if heads else []
         self._tell_waiting((each.team_id, each.task_id, each.event) for each in parked if each.event is not None)
         return {each.key_id for each in parked}
 

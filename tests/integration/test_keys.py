@@ -290,6 +290,27 @@ async def test_a_parked_row_of_a_task_that_has_ended_is_dropped_by_whoever_meets
     assert await parked(here) == [late]
 
 
+async def test_a_place_in_the_queue_of_a_task_that_has_ended_is_dropped_also_while_its_key_is_held(
+    here: World, scheduler: Scheduler
+) -> None:
+    await here.limit(1)
+    await here.connect(slots=3)
+    tasks = await submit(here, 1)
+    lane = here.lanes[tasks[0]]
+    await settled(here, scheduler, lane)
+    await here.hot.fetch(
+        "INSERT INTO ready (lane_id, rank, task_id, key_id) VALUES ($1, -5, uuidv7(), $2)",
+        lane,
+        key_id(here.workflow, "k"),
+    )
+    other = await submit(here, key=None)
+
+    await settled(here, scheduler, lane)
+
+    assert await states(here, other) == ["queued"]
+    assert await here.ready() == []
+
+
 async def test_a_plan_that_does_not_know_the_key_takes_nothing(here: World) -> None:
     await here.limit(1)
     agent = await here.connect(slots=2)

@@ -111,7 +111,9 @@ class Storm:
         attempts = await self._attempts([one.task_id for one in placed])
         self.leases += [fence(one, attempts.get(one.task_id, 0) + 1) for one in placed]
         taken = {one.task_id for one in placed}
-        parked = await self.here.hot.park([one.task_id for one in plan if one.key_id and one.task_id not in taken])
+        parked = await self.here.hot.park(
+            [(one.lane_id, one.rank, one.task_id) for one in plan if one.key_id and one.task_id not in taken]
+        )
         self.counts["parked"] += len(parked)
         await self.wake({one.key_id for one in parked})
         self.counts["held"] += len(await self.here.hot.hold([head["task_id"] for head in heads[:4]]))
@@ -320,8 +322,9 @@ QUESTIONS = {
         WHERE (r.task_id IS NOT NULL)::int + (q.task_id IS NOT NULL)::int + (b.task_id IS NOT NULL)::int
           <> (l.state IN ('pending', 'waiting', 'provisioning'))::int""",
     "nothing is parked beside a free permit": """
-        SELECT b.key_id, b.lane_id FROM (SELECT DISTINCT key_id, lane_id FROM blocked) b JOIN permit p USING (key_id)
-        WHERE p.most - p.held > (SELECT count(*) FROM ready r WHERE r.key_id = b.key_id AND r.lane_id = b.lane_id)""",
+        SELECT b.task_id FROM blocked b JOIN task_live USING (task_id) JOIN permit p ON p.key_id = b.key_id
+        WHERE p.most - p.held > (SELECT count(*) FROM ready r JOIN task_live USING (task_id)
+          WHERE r.key_id = b.key_id AND r.lane_id = b.lane_id AND (r.rank, r.task_id) < (b.rank, b.task_id))""",
     "a slot has the key of its task": """
         SELECT s.task_id FROM slot s JOIN task_live l ON l.task_id = s.task_id
         WHERE s.key_id IS DISTINCT FROM l.key_id""",

@@ -31,6 +31,8 @@ class Present:
     attempts: dict[str, list[Row]]
     ready: set[str]
     later: set[str]
+    blocked: dict[str, Row]
+    permits: Sequence[Row]
     slots: Sequence[Row]
     sessions: dict[str, Row]
 
@@ -46,6 +48,8 @@ class Present:
             attempts=_lists(seen["attempts"]),
             ready={row["task_id"] for row in seen["ready"]},
             later={row["task_id"] for row in seen["later"] if row["kind"] == "retry"},
+            blocked=_by(seen["blocked"], "task_id"),
+            permits=seen["permits"],
             slots=seen["slots"],
             sessions=_by(seen["sessions"], "agent_id"),
         )
@@ -72,8 +76,11 @@ class Witness:
                 _check_owner(task_id, live, now)
             if end is not None:
                 assert self.ends.setdefault(task_id, end) == end, "what has ended never changes"
-                assert task_id not in now.ready, "what has ended is not in the queue"
+                # Woken at the very moment of its end a task may leave its place behind, for whoever meets it there.
+                assert task_id not in now.ready or task["concurrency_key"], "what has ended is not in the queue"
         _check_slots(now)
+        for permit in now.permits:
+            assert permit["held"] <= permit["most"], "no more tasks share a key than its limit allows"
 
     def _check_log(self, task_id: str, events: list[Row], present: Row, *, ended: bool) -> None:
         before = self.logs.get(task_id, [])
@@ -110,9 +117,11 @@ def _check_owner(task_id: str, live: Row, now: Present) -> None:
         session = now.sessions[live["agent_id"]]
         assert session["alive"], "a living lease has a living session"
         assert session["session_no"] == live["session_no"], "a living lease is its session's"
-        assert task_id not in now.ready | now.later, "a leased task waits for nothing"
+        assert task_id not in now.ready | now.later | now.blocked.keys(), "a leased task waits for nothing"
+        assert slot["key_id"] == live["key_id"], "a slot holds the key of its task"
     else:
-        assert (task_id in now.ready) != (task_id in now.later), "a waiting task is in one queue"
+        queues = (now.ready, now.later, now.blocked)
+        assert sum(task_id in queue for queue in queues) == 1, "a waiting task is in one queue"
         assert (live["reason"] == "backing_off") == (task_id in now.later), "a pause is said"
 
 
@@ -127,6 +136,20 @@ def _check_slots(now: Present) -> None:
 def idle_beside_waiting(now: Present) -> bool:
     """Whether a task waits for what a free slot offers: every workflow and every agent here names one label."""
     return bool(now.ready) and any(slot["open"] and slot["task_id"] is None for slot in now.slots)
+
+
+def parked_beside_a_permit(now: Present) -> list[str]:
+    """Tasks that are parked although their key has room for them and for all of their lane that come before them."""
+    room = {permit["key_id"]: permit["most"] - permit["held"] for permit in now.permits}
+    queue = [_turn(now.live[id]) for id in now.ready if id in now.live]
+    alive = [_turn(now.live[id]) for id in now.blocked if id in now.live]
+    return [
+        turn[-1] for turn in alive if room[turn[0]] > sum(other[:2] == turn[:2] and other < turn for other in queue)
+    ]
+
+
+def _turn(live: Row) -> tuple[str, int, int, str]:
+    return live["key_id"] or "", live["lane_id"], live["rank"], live["task_id"]
 
 
 class Watcher:
@@ -192,16 +215,22 @@ def _part(name: str, sql: str) -> str:
 
 
 _TEAM = "IN (SELECT id FROM mine)"
+_PERMITS = """
+SELECT p.key_id, coalesce(p.most, 1000) AS most, p.held FROM permit p JOIN workflow w ON w.id = p.workflow_id
+WHERE w.team_id = $1
+"""
 _PRESENT = f"""
 WITH mine AS MATERIALIZED (SELECT id FROM task WHERE team_id = $1)
 SELECT jsonb_build_object(
-  {_part("task", "SELECT id, retry_max FROM task WHERE team_id = $1 ORDER BY id")},
+  {_part("task", "SELECT id, retry_max, concurrency_key FROM task WHERE team_id = $1 ORDER BY id")},
   {_part("live", "SELECT * FROM task_live WHERE team_id = $1")},
   {_part("ends", f"SELECT * FROM task_end WHERE task_id {_TEAM}")},
   {_part("events", f"SELECT task_id, seq, kind, body FROM task_event WHERE task_id {_TEAM} ORDER BY task_id, seq")},
   {_part("attempts", f"SELECT * FROM attempt WHERE task_id {_TEAM} ORDER BY task_id, no")},
   {_part("ready", f"SELECT task_id FROM ready WHERE task_id {_TEAM}")},
   {_part("later", f"SELECT task_id, kind FROM later WHERE task_id {_TEAM}")},
+  {_part("blocked", "SELECT * FROM blocked WHERE team_id = $1")},
+  {_part("permits", _PERMITS)},
   {_part("slots", "SELECT * FROM slot WHERE team_id = $1")},
   {_part("sessions", "SELECT * FROM agent_session WHERE team_id = $1")}
 )::text

@@ -1,6 +1,7 @@
 -- $1: a team; $2: its keys to look at, null: all that tasks are parked for; $3: at most so many of a lane.
 -- Of each lane of a key as many as may hold it are in the queue: the best of those that stand there or are parked.
 -- Parked rows of tasks that have ended are dropped; each row says where something was moved, and asks for another look.
+-- Only what moves is locked: whoever holds one of those moves it too, or takes it away and looks again afterwards.
 WITH RECURSIVE every AS (  -- one look into the index for each key
   (SELECT key_id FROM blocked WHERE team_id = $1 AND $2::uuid[] IS NULL ORDER BY key_id LIMIT 1)
   UNION ALL
@@ -26,19 +27,24 @@ b AS MATERIALIZED (
   SELECT x.*, l.room FROM lanes l CROSS JOIN LATERAL (
     SELECT b.key_id, b.lane_id, b.rank, b.task_id FROM blocked b
     WHERE b.team_id = $1 AND b.key_id = l.key_id AND b.lane_id = l.lane_id
-    ORDER BY b.rank, b.task_id LIMIT l.room FOR UPDATE SKIP LOCKED
+    ORDER BY b.rank, b.task_id LIMIT l.room
   ) x
 ),
 g AS MATERIALIZED (
   SELECT b.*, row_number() OVER (PARTITION BY b.key_id, b.lane_id ORDER BY b.rank, b.task_id) + (
-    SELECT count(*) FROM (SELECT FROM ready r WHERE r.key_id = b.key_id AND r.lane_id = b.lane_id
-      AND (r.rank, r.task_id) < (b.rank, b.task_id) LIMIT b.room) sooner) AS turn
+    SELECT count(*) FROM (SELECT FROM ready r JOIN task_live l ON l.task_id = r.task_id  -- not what has ended there
+      WHERE r.key_id = b.key_id AND r.lane_id = b.lane_id AND (r.rank, r.task_id) < (b.rank, b.task_id)
+      LIMIT b.room) sooner) AS turn
   FROM b
 ),
+m AS MATERIALIZED (
+  SELECT v.key_id, v.lane_id, v.rank, v.task_id FROM g JOIN blocked v
+    ON v.team_id = $1 AND v.key_id = g.key_id AND v.lane_id = g.lane_id AND v.rank = g.rank AND v.task_id = g.task_id
+  WHERE g.turn <= g.room ORDER BY v.key_id, v.lane_id, v.rank, v.task_id FOR UPDATE OF v SKIP LOCKED
+),
 d AS (
-  DELETE FROM blocked v USING g
-  WHERE v.team_id = $1 AND v.key_id = g.key_id AND v.lane_id = g.lane_id AND v.rank = g.rank AND v.task_id = g.task_id
-    AND g.turn <= g.room
+  DELETE FROM blocked v USING m
+  WHERE v.team_id = $1 AND v.key_id = m.key_id AND v.lane_id = m.lane_id AND v.rank = m.rank AND v.task_id = m.task_id
   RETURNING v.key_id, v.lane_id, v.rank, v.task_id
 ),
 r AS (
