@@ -74,7 +74,7 @@ async def test_a_real_history_is_right_and_each_falsified_one_is_not(world: Mode
 
 
 def op(name: str, at: float, until: float, value: str | None, *, lease: int = 1, type: str = "ok") -> Op:
-    return Op(at, until, "x", name, {"task": "t", "lease": lease}, type, value)
+    return Op(at, until, "x", name, {"task": "t", "lease": lease, "agent": "a"}, type, value)
 
 
 LIFE = [op("order", 0, 1, None), op("acknowledge", 1, 2, "RUNNING")]
@@ -105,3 +105,25 @@ def test_an_old_lease_cannot_write_again() -> None:
 
     assert linearizable([*again, op("report", 7, 8, "LEASE_LOST")])
     assert not linearizable([*again, op("report", 7, 8, "ACCEPTED")])
+
+
+def test_what_was_unavailable_may_have_happened_and_what_was_refused_has_not() -> None:
+    away = op("finish", 3, 4, "UNAVAILABLE", type="fail")
+
+    for told in ("completed", "cancelled"):
+        assert "C5" not in check([*LIFE, away, op("cancel", 5, 6, told)])
+    assert "C5" in check([*LIFE, replace(away, value="FORBIDDEN"), op("cancel", 5, 6, "completed")])
+
+
+def test_a_result_whose_first_answer_was_lost_may_be_answered_after_the_end() -> None:
+    told = [op("cancel", 5, 6, "completed"), op("finish", 7, 8, "completed")]
+
+    assert check([*LIFE, op("finish", 3, 4, None, type="info"), *told]) == {}
+    assert "C3" in check([*LIFE, op("finish", 3, 4, "waiting"), *told])
+
+
+def test_a_watcher_who_misses_the_last_events_has_a_gap() -> None:
+    heard = [Op(n, n, "w", "event", {"task": "t", "epoch": 0, "seq": n, "state": None}, "ok") for n in (1, 2)]
+    final = Op(9, 9, "end", "final", {"task": "t"}, "ok", {"state": "completed", "seq": 3})
+
+    assert check([*heard, final])["C6"] == ["w heard 2 events of t, which has 3"]
