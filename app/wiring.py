@@ -65,6 +65,7 @@ from app.services.uploads import UploadService
 from app.services.waiting import WaitingService
 from app.services.workflows import LabelsNamed, WorkflowService
 from app.settings import Settings
+from app.storage.bounds import WrongStore
 from app.storage.local import LocalStore
 from app.storage.s3 import S3Options, open_s3
 from app.tracing import OFF, Sent, Tracing, TracingMissing
@@ -328,6 +329,7 @@ def _loops(
         # Nobody wakes it: people see a second's wait in what takes longer anyway.
         Loop("bulk", services.bulk.advance, every=WAKE * settings.time_scale),
         Loop("uploads", services.uploads.collect, every=TIDY),
+        Loop("outputs", services.outputs.collect, every=TIDY),
         Loop("partitions", housekeeping.partition, every=TIDY),
         Loop("idempotency", housekeeping.forget, every=TIDY),
     )
@@ -446,6 +448,8 @@ async def _open_store(
         store = LocalStore(settings.data_dir / "files", settings.public_url, _keys(settings, "signed files"), clock)
     except StorageUnavailable as error:
         raise CannotOpen(f"s3_endpoint, data_dir: {error.message}") from error
+    except WrongStore as wrong:
+        raise CannotOpen(f"s3_endpoint: {wrong}") from wrong
     return store, store
 
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from app.domain.errors import Unavailable
+from app.domain.errors import StorageUnavailable, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,9 @@ MAX_BACK_OFF = 60.0  # seconds
 
 
 class Loop:
-    """`every` and the back-off are in seconds. An outage of a dependency (`Unavailable`) never counts as a failure."""
+    """`every` and the back-off are in seconds. An outage of a dependency never counts as a failure: of the database
+    (`Unavailable`), or of the object store (`StorageUnavailable`).
+    """
 
     def __init__(self, name: str, tick: Callable[[], Awaitable[int]], *, every: float, max_failures: int = 10) -> None:
         self.name = name
@@ -37,7 +39,7 @@ class Loop:
             try:
                 done = await self._tick()
                 failures = 0
-            except Unavailable as outage:
+            except (Unavailable, StorageUnavailable) as outage:
                 log.warning("tick put off", extra={"loop": self.name, "cause": outage.message})
                 done = 0
             except Exception:

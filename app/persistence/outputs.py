@@ -7,6 +7,7 @@ completed it, or the one that runs it now.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -155,6 +156,18 @@ async def forget(output_ids: Sequence[UUID]) -> None:
     await database.rows(
         "DELETE FROM output WHERE id = ANY($1::uuid[]) AND completed_at IS NULL RETURNING id", list(output_ids)
     )
+
+
+async def orphans(limit: int, *, older: timedelta) -> list[Output]:
+    """Up to `limit` files that were announced and never completed, by attempts that ended longer ago than `older`."""
+    rows = await database.rows(
+        f"SELECT {_OUTPUT} FROM output o JOIN attempt a ON a.task_id = o.task_id AND a.no = o.attempt "
+        "AND a.lease_no = o.lease_no WHERE o.completed_at IS NULL AND a.ended_at < app_now() - $2::interval "
+        "ORDER BY o.id LIMIT $1",
+        limit,
+        older,
+    )
+    return [_output(row) for row in rows]
 
 
 async def outdated_previews(lease: LeaseFiles, *, keep: int) -> list[Output]:

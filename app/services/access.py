@@ -157,6 +157,7 @@ SYSTEM_VERBS: frozenset[str] = frozenset(
         "LaunchService.attend",
         "LaunchService.forget",
         "LaunchService.scale",
+        "OutputService.collect",
         "LeaseService.place",
         "LeaseService.reclaim",
         "LeaseService.wake",

@@ -22,7 +22,7 @@ from app.persistence import database, outputs
 from app.persistence.outputs import LeaseFiles
 from app.persistence.outputs import OutputPage as OutputPage
 from app.services.access import Permission, Viewer
-from app.services.arrivals import arrival, plan
+from app.services.arrivals import abandon, arrival, plan
 from app.services.ports import ObjectStore, SignedRequest
 
 MAX_OUTPUTS = 10_000
@@ -33,6 +33,10 @@ MAX_TOTAL = 10_001
 """Where counting stops: lists say "more than 10,000"."""
 KEPT_PREVIEWS = 8
 """The newest of a lease; readers may still load the one before the last."""
+ORPHANED = 2
+"""Lives of a link after which nothing can bring an announced file any more."""
+COLLECTED = 500
+"""Files of one round of the loop."""
 AT_ONCE = 8
 """Questions to the store at a time, for one call."""
 KNOWN_TYPES = 4096
@@ -180,6 +184,18 @@ class OutputService:
         return await self._store.sign_get(
             key, expires=self._link_life, filename=name, media_type=media_type, inline=True
         )
+
+    async def collect(self) -> int:
+        """System verb, for a loop: remove what agents that died had uploaded and never completed; returns how much.
+
+        A signed request that was given out lives longer than its lease, so that its object may still come until then.
+        """
+        lost = await outputs.orphans(COLLECTED, older=ORPHANED * self._link_life)
+        if lost:
+            await abandon(self._store, lost)
+            await self._store.delete([row.key for row in lost])
+            await outputs.forget([row.id for row in lost])  # last: a crash in between does it again
+        return len(lost)
 
     # -- parts
 

@@ -503,3 +503,40 @@ async def test_strangers_see_no_outputs(
     ):
         with pytest.raises(NotFound):
             await refused
+
+
+async def test_what_an_agent_uploaded_before_it_died_is_removed_once_its_links_are_dead(
+    service: OutputService, sender: Sender, store: ObjectStore, team: UUID, lease: Lease
+) -> None:
+    await bring(service, sender, team, lease, raw("kept"))
+    grants = await service.begin(team, lease, [raw("sent"), raw("never sent")])
+    await send(sender, grants[0])
+    keys = [row["key"] for row in await database.rows("SELECT key FROM output WHERE completed_at IS NULL")]
+    alive = await service.collect()
+    await back_to_waiting(lease)
+    await _ended_ago(team, lease, minutes=11)
+    fresh = await run_task(team)
+    await service.begin(team, fresh, [raw("may still come")])
+    await _ended_ago(team, fresh, minutes=9)
+
+    assert (alive, await service.collect()) == (0, 2)
+
+    assert [await store.head(key) for key in keys] == [None, None]
+    left = await database.rows("SELECT name FROM output ORDER BY id")
+    assert [row["name"] for row in left] == ["kept", "may still come"]
+    assert await service.collect() == 0
+
+
+async def _ended_ago(team: UUID, lease: Lease, *, minutes: int) -> None:
+    """The attempt of this lease has ended."""
+    await database.rows(
+        "INSERT INTO attempt AS a (task_id, no, team_id, lease_no, agent_id, started_at, ended_at, outcome) "
+        "VALUES ($1, $2, $3, $4, $5, app_now(), app_now() - make_interval(mins => $6), 'agent_lost') "
+        "RETURNING no",
+        lease.task_id,
+        lease.attempt,
+        team,
+        lease.number,
+        lease.agent_id,
+        minutes,
+    )
