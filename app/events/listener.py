@@ -19,6 +19,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import RedisError
 
+from app.events.bounds import check_bounds
+
 Receive = Callable[[bytes | None], None]
 """Called in the event loop for each message, in order; `None`: messages may have been lost."""
 
@@ -68,6 +70,7 @@ class Listener:
             socket_connect_timeout=CONNECT,
             driver_info=None,
         )
+        check_bounds(self._redis)
         self._on_connect = on_connect
         self._connection: AbstractConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         self._backoff = ExponentialBackoff(cap=1, base=0.05)

@@ -11,6 +11,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from app.events.bounds import check_bounds
+
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 0.5  # seconds for connecting, and for each answer
@@ -32,6 +34,7 @@ class Publisher:
             socket_connect_timeout=TIMEOUT,
             driver_info=None,
         )
+        check_bounds(self._redis)
         self._queue: deque[tuple[str, bytes]] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()

@@ -3,14 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from app.persistence.connections import LIMITS, WrongDatabase
+from app.persistence.connections import COMMAND, LIMITS, WrongDatabase
 
 BOUNDED = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
 """Settings of PostgreSQL for which 0 means to wait for ever."""
 
 
-async def check_bounds(connection: Any) -> None:
-    """Raise `WrongDatabase` that names every time limit which this connection should have and does not."""
+async def check_bounds(connection: Any, *, client: bool = False) -> None:
+    """Raise `WrongDatabase` that names every time limit which this connection should have and does not.
+
+    With `client` also our own side's: a server that is cut off keeps no limit of its own.
+    """
+    if client and not waits(connection):
+        raise WrongDatabase(f"expected command_timeout = {COMMAND:g}s on our side of a connection, found no limit")
     found = {row["name"]: row["setting"] for row in await connection.fetch(_EFFECTIVE, list(BOUNDED))}
     if endless := unbounded(found):
         wanted = ", ".join(f"{name} = {LIMITS[name]}" for name in endless)
@@ -18,6 +23,13 @@ async def check_bounds(connection: Any) -> None:
             f"expected {wanted}, found no limit: a pooler in front of the database drops the settings of connections; "
             "connect to the database itself, or set them there"
         )
+
+
+def waits(connection: Any) -> float | None:
+    """Seconds that the client waits for a statement on this connection of a pool; None for ever."""
+    config = getattr(getattr(connection, "_con", connection), "_config", None)
+    found: float | None = getattr(config, "command_timeout", None)
+    return found
 
 
 def unbounded(found: Mapping[str, str]) -> list[str]:

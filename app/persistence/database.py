@@ -192,7 +192,8 @@ async def open_database(
         hot = await stack.enter_async_context(
             _pool(url, size=hot_size, settings={**LIMITS, **HOT}, role="runyard_engine", epoch=epoch)
         )
-        await stack.enter_async_context(_orm(url, LIMITS, size=max(1, cold_size // 2)))
+        orm = await stack.enter_async_context(_orm(url, LIMITS, size=max(1, cold_size // 2)))
+        await _check_pools(reads, hot, orm.db())
         with translated():
             await make_partitions(reads)
         verbs = Hot(hot, timings)
@@ -308,6 +309,15 @@ async def _check(url: str) -> None:
             await _check_schema(connection)
     finally:
         await connection.close(timeout=CONNECT)
+
+
+async def _check_pools(*pools: Any) -> None:
+    for pool in pools:
+        with translated():
+            async with (
+                pool.acquire_connection if hasattr(pool, "acquire_connection") else pool.acquire
+            )() as connection:
+                await check_bounds(connection, client=True)
 
 
 def _check_server(connection: Connection) -> None:

@@ -31,6 +31,7 @@ from app.domain.output import (
     part_sizes,
     served_type,
 )
+from app.storage.bounds import check_bounds
 
 PIECE = 512 * 1024
 """Bytes of one read."""
@@ -74,13 +75,15 @@ class S3Options:
 async def open_s3(options: S3Options, *, create: bool = False) -> "AsyncIterator[S3Store]":
     """An open store, with one client for each address; `create` makes the bucket where there is none.
 
-    Raises `StorageUnavailable` that says what is wrong: no answer, no such bucket, or keys that do not open it.
+    Raises `StorageUnavailable` that says what is wrong: no answer, no such bucket, or keys that do not open it; and
+    `WrongStore` for clients that would wait without a limit.
     """
     async with AsyncExitStack() as stack:
         clients: dict[str, Any] = {}
         for endpoint in (options.endpoint, options.public_endpoint, options.agent_endpoint):
             if endpoint not in clients and (endpoint or not clients):
                 clients[endpoint] = await stack.enter_async_context(_client(replace(options, endpoint=endpoint)))
+                check_bounds(clients[endpoint])
         own = clients[options.endpoint]
         public = clients[options.public_endpoint or options.endpoint]
         agent = clients[options.agent_endpoint or options.public_endpoint or options.endpoint]
