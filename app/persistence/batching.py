@@ -16,6 +16,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextvars import Context
+from functools import partial
 from typing import Generic, TypeVar
 from uuid import UUID
 
@@ -40,6 +41,7 @@ from app.persistence.hot import (
     Reported,
     SubmitResult,
 )
+from app.persistence.reconnects import Comeback, Reconnected, reconnect
 
 MOST = 64  # items of one statement: more gain nothing
 PATIENCE = 8.0  # seconds that an item waits: for the batch before it, and for its own
@@ -180,6 +182,7 @@ class BatchedHot:
         self._reports: Batcher[Report, Reported] = Batcher(hot.report, around=around)
         self._results: Batcher[Finish, Finished] = Batcher(hot.finish, around=around)
         self._releases: Batcher[Lease, bool] = Batcher(hot.release, around=around)
+        self._reconnects: Batcher[Comeback, Reconnected | None] = Batcher(partial(reconnect, hot))
         self._beats: Batcher[Sign, bool] = Batcher(hot.beat, most=BEAT_MOST, gather=BEAT_EVERY, around=around)
 
     @contextlib.asynccontextmanager
@@ -193,6 +196,7 @@ class BatchedHot:
             await stack.enter_async_context(self._reports.running())
             await stack.enter_async_context(self._results.running())
             await stack.enter_async_context(self._releases.running())
+            await stack.enter_async_context(self._reconnects.running())
             await stack.enter_async_context(self._beats.running())
             yield
 
@@ -212,6 +216,10 @@ class BatchedHot:
 
     async def release(self, lease: Lease) -> bool:
         return await self._releases.put(lease)
+
+    async def reconnect(self, again: Comeback) -> Reconnected | None:
+        """A new session of the same process, or None where it has to go the long way."""
+        return await self._reconnects.put(again)
 
     async def beat(self, agent_id: UUID, session_no: int, age: float = 0.0) -> bool:
         """A sign of life, `age` seconds ago; False where that session is over."""

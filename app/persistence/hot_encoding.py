@@ -1,8 +1,8 @@
 """How reports travel to their statement: their events once encoded, counted and measured.
 
 A task's log ends at `LOG_LIMIT` bytes or `EVENT_LIMIT` events: the statement then stores the events of a report that
-are not log chunks and counts the lines that it leaves out. Each event has two places in its report: among all, and among
-those that pass.
+are not log chunks and counts the lines that it leaves out. Each event has two places in its report: among all, and
+among those that pass.
 """
 
 from collections.abc import Iterator, Sequence

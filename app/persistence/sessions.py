@@ -35,6 +35,7 @@ class KnownAgent:
     secret_hash: str
     credential_id: UUID
     pause: str | None
+    registration: str | None  # hash of what it said of itself last
     instance_id: str | None  # of the process that was this agent last
 
 
@@ -53,6 +54,8 @@ class Hello:
     slots: int
     version: str
     replica: str
+    registration: str | None = None  # hash of what it says of itself, with its key and what that is pinned to
+    known: bool = False  # nothing of it is new: the agent's row stays as it is
     workflows: tuple[UUID, ...] | None = None  # what its key is pinned to
     holding: tuple[Lease, ...] = ()
 
@@ -78,13 +81,13 @@ class Taken:
 
 
 class NameKnown:
-    """The name was taken by another first connect meanwhile: look it up again."""
+    """What was found under the name is no longer so, as with another first connect meanwhile: look it up again."""
 
 
 async def find_agent(database: Database, team_id: UUID, name: str) -> KnownAgent | None:
     """The team's agent of that name."""
     row = await database.fetchrow(
-        "SELECT a.id, a.secret_hash, a.credential_id, a.pause, s.instance_id FROM agent a "
+        "SELECT a.id, a.secret_hash, a.credential_id, a.pause, a.registration, s.instance_id FROM agent a "
         "LEFT JOIN agent_session s ON s.agent_id = a.id "
         "WHERE a.team_id = $1 AND a.name = $2 AND a.removed_at IS NULL",
         team_id,
@@ -104,17 +107,15 @@ async def connect(database: Database, hello: Hello) -> Connected | Taken | NameK
 
 
 async def _connect(c: Connection, hello: Hello, timings: Timings) -> Connected:
-    agent = await _register(c, hello)
-    if agent is None:
-        raise _Refused(NameKnown())
-    old = await c.fetchrow(_SESSION, agent["id"])
+    agent, old = await _known(c, hello) if hello.known else await _registered(c, hello)
     same = old is not None and old["instance_id"] == hello.instance_id
     if old is not None and not same and _beats(old, timings.lease / 2):
         raise _Refused(Taken(timings.lease / 2))
     drained = agent["pause"] == DRAINING and not same
     if drained:
         await c.execute(_PAUSE, hello.team_id, agent["id"], None, None)
-    opens = (agent["pause"] is None or drained) and not (same and (old["suspect"] or not old["accepting"]))
+    closed = old is not None and same and (old["suspect"] or not old["accepting"])
+    opens = (agent["pause"] is None or drained) and not closed
     session_no = await c.fetchval(
         _BEGIN, agent["id"], hello.team_id, hello.instance_id, hello.replica, hello.slots, same
     )
@@ -241,14 +242,27 @@ def _lease(row: Record) -> Lease:
     return Lease(row["task_id"], row["agent_id"], row["lease_no"], row["attempt"])
 
 
-async def _register(c: Connection, hello: Hello) -> Record | None:
+async def _known(c: Connection, hello: Hello) -> tuple[Record, Record | None]:
+    """The agent as it stands, and its session: who changes what counts of the agent holds the session's lock too."""
+    old = await c.fetchrow(_SESSION, hello.agent_id)
+    agent = await c.fetchrow(_AS_BEFORE, hello.agent_id, hello.registration)
+    # A drain that ends with this process is written to the agent's row, whose lock comes before the session's.
+    if agent is None or agent["pause"] == DRAINING:
+        raise _Refused(NameKnown())
+    return agent, old
+
+
+async def _registered(c: Connection, hello: Hello) -> tuple[Record, Record | None]:
     workflows = None if hello.workflows is None else sorted(hello.workflows)
     told = (list(hello.labels), hello.facts, hello.slots, hello.version, hello.credential_id, workflows)
+    secret = (hello.secret_hash, hello.registration)
     if hello.agent_id is None:
-        found: Record | None = await c.fetchrow(_NEW_AGENT, hello.team_id, hello.name, *told, hello.secret_hash)
+        agent = await c.fetchrow(_NEW_AGENT, hello.team_id, hello.name, *told, *secret)
     else:
-        found = await c.fetchrow(_TELL_AGENT, hello.team_id, hello.agent_id, *told, hello.secret_hash)
-    return found
+        agent = await c.fetchrow(_TELL_AGENT, hello.team_id, hello.agent_id, *told, *secret)
+    if agent is None:
+        raise _Refused(NameKnown())
+    return agent, await c.fetchrow(_SESSION, agent["id"])
 
 
 async def _rebind(c: Connection, held: Sequence[Record], holding: Sequence[Lease], session_no: int) -> None:
@@ -277,15 +291,16 @@ _SHARE_LABELS = "SELECT pg_advisory_xact_lock_shared(hashtext('runyard offers'),
 _OWN_LABELS = "SELECT pg_advisory_xact_lock(hashtext('runyard offers'), hashtext($1))"
 
 _NEW_AGENT = """
-INSERT INTO agent (team_id, name, labels, facts, slots, version, credential_id, workflows, secret_hash)
-VALUES ($1, $2, $3::text[], $4::jsonb, $5, $6, $7, $8::uuid[], $9)
+INSERT INTO agent (team_id, name, labels, facts, slots, version, credential_id, workflows, secret_hash, registration)
+VALUES ($1, $2, $3::text[], $4::jsonb, $5, $6, $7, $8::uuid[], $9, $10)
 ON CONFLICT (team_id, name) DO NOTHING RETURNING id, pause
 """
 _TELL_AGENT = """
 UPDATE agent SET labels = $3::text[], facts = $4::jsonb, slots = $5, version = $6, credential_id = $7,
-  workflows = $8::uuid[], secret_hash = $9, connected_at = app_now()
+  workflows = $8::uuid[], secret_hash = $9, registration = $10, connected_at = app_now()
 WHERE team_id = $1 AND id = $2 AND removed_at IS NULL RETURNING id, pause
 """
+_AS_BEFORE = "SELECT id, pause FROM agent WHERE id = $1 AND registration = $2 AND removed_at IS NULL"
 _LOCK_AGENT = "SELECT id FROM agent WHERE team_id = $1 AND id = $2 AND removed_at IS NULL FOR NO KEY UPDATE"
 _PAUSE = "UPDATE agent SET pause = $3, pause_note = $4 WHERE team_id = $1 AND id = $2"
 _END_SESSION = "UPDATE agent_session SET alive = false, session_no = session_no + 1 WHERE agent_id = $1"

@@ -12,18 +12,21 @@ there; a connection is sent what it has not been told yet. Invariants:
 3. What is remembered of an agent is bounded by its slots, however long it stays and however often it comes.
 """
 
+import asyncio
 import hmac
 import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any
 from uuid import UUID
+
+import orjson
 
 from app.domain import lease as tokens
 from app.domain import report as said
@@ -36,6 +39,7 @@ from app.persistence import sessions
 from app.persistence.database import Database
 from app.persistence.hot import Fenced, Finish, Reclaimed
 from app.persistence.placement import Order, PlacementReads, Standing
+from app.persistence.reconnects import Comeback, Reconnected
 from app.persistence.sessions import Hello, KnownAgent, NameKnown, Taken
 from app.services.access import AgentIdentity
 from app.services.departure import spread
@@ -51,6 +55,9 @@ log = logging.getLogger(__name__)
 
 LONGEST_SPREAD = 20.0  # seconds; with their pause agents are back before a lease of 30 s ends
 CONNECTS = 10  # of one agent in a minute
+CONNECTING = 256  # agents that connect the long way or wait for it: about a second's worth
+AT_ONCE = 2  # of them, so that reports and others find a connection to the database meanwhile
+COME_BACK = (1.0, 3.0)  # seconds, for the others
 COMPARE_EVERY = 30.0  # seconds between two looks at what an agent holds that says nothing surprising
 
 
@@ -171,6 +178,8 @@ class ConnectionService:
         self._replica = replica
         self._times = times
         self._known: dict[UUID, _Known] = {}
+        self._connecting = 0  # the long way
+        self._turns = asyncio.Semaphore(AT_ONCE)
         self._listening = 0  # connections that follow their orders
         self._spread: float | None = None  # seconds, once this process is leaving
 
@@ -188,7 +197,17 @@ class ConnectionService:
         """
         checked = check_introduction(introduction, labels=identity.labels, max_slots=identity.max_slots)
         await self._count(identity, checked)
-        for _ in range(2):  # again where another first connect took the name meanwhile
+        held = self._held(checked.holding)
+        if (again := await self._reconnect(identity, checked, held)) is not None:
+            connection = AgentConnection(identity=identity, agent_id=again.agent_id, session_no=again.session_no)
+            return self._welcome(connection, held, again.living, again.missing)
+        async with self._turn():
+            return await self._connect(identity, checked, held)
+
+    async def _connect(
+        self, identity: AgentIdentity, checked: Introduction, held: Mapping[str, Lease | None]
+    ) -> Welcome:
+        for _ in range(2):  # again where what was found is no longer so, as another first connect took the name
             known = await sessions.find_agent(self._database, identity.team_id, checked.name)
             secret = _new_secret(identity, checked, known)
             hello = self._hello(identity, checked, known, secret)
@@ -201,22 +220,61 @@ class ConnectionService:
         if isinstance(answer, NameKnown):
             raise Forbidden(f"the name {checked.name!r} was taken by another agent: its secret is needed")
         connection = AgentConnection(identity=identity, agent_id=answer.agent_id, session_no=answer.session_no)
-        now = time.monotonic()
-        self._known[answer.agent_id] = _Known(answer.session_no, missing_since=dict.fromkeys(answer.missing, now))
         self._tell_reclaimed(answer.reclaimed)
-        self._scheduler.let_go(identity.team_id, answer.agent_id)
-        self._publisher.agents_changed(identity.team_id, answer.agent_id)
-        self._publisher.agent_look(identity.team_id, answer.agent_id)  # an older connection finds that it is over
-        given = self._held(introduction.holding)
-        kept = {(lease.task_id, lease.number) for lease in answer.keep}
+        living = {(lease.task_id, lease.number) for lease in answer.keep}
+        return self._welcome(connection, held, living, answer.missing, secret)
+
+    async def _reconnect(
+        self, identity: AgentIdentity, checked: Introduction, held: Mapping[str, Lease | None]
+    ) -> Reconnected | None:
+        if checked.secret is None:
+            return None
+        return await self._database.batched.reconnect(
+            Comeback(
+                team_id=identity.team_id,
+                name=checked.name,
+                secret_hash=_hashed(checked.secret),
+                registration=_registration(identity, checked),
+                instance_id=checked.instance_id,
+                replica=self._replica,
+                holding=tuple(lease for lease in held.values() if lease),
+            )
+        )
+
+    def _welcome(
+        self,
+        connection: AgentConnection,
+        held: Mapping[str, Lease | None],
+        living: Collection[tuple[UUID, int]],
+        missing: Sequence[Lease],
+        secret: str | None = None,
+    ) -> Welcome:
+        """Tell everybody of the new session, and the agent what goes on of what it holds."""
+        team_id, agent_id, now = connection.team_id, connection.agent_id, time.monotonic()
+        self._known[agent_id] = _Known(connection.session_no, missing_since=dict.fromkeys(missing, now))
+        self._scheduler.let_go(team_id, agent_id)
+        self._publisher.agents_changed(team_id, agent_id)
+        self._publisher.agent_look(team_id, agent_id)  # an older connection finds that it is over
         return Welcome(
             connection=connection,
-            keep=tuple(token for token, lease in given.items() if lease and (lease.task_id, lease.number) in kept),
-            drop=tuple(t for t, lease in given.items() if not lease or (lease.task_id, lease.number) not in kept),
+            keep=tuple(token for token, lease in held.items() if lease and (lease.task_id, lease.number) in living),
+            drop=tuple(t for t, lease in held.items() if not lease or (lease.task_id, lease.number) not in living),
             lease=self._database.hot.timings.lease,
             beat=self._times.beat,
             secret=secret,
         )
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Of the connects that take many statements each; raises `Busy` where too many wait for theirs."""
+        if self._connecting >= CONNECTING:
+            raise Busy("very many agents connect at this moment", retry_after=random.uniform(*COME_BACK))
+        self._connecting += 1
+        try:
+            async with self._turns:
+                yield
+        finally:
+            self._connecting -= 1
 
     async def _count(self, identity: AgentIdentity, said: Introduction) -> None:
         """Before any statement; by the secret too, so that who only knows the name uses up nothing of the agent's."""
@@ -370,6 +428,8 @@ class ConnectionService:
     def _hello(
         self, identity: AgentIdentity, checked: Introduction, known: KnownAgent | None, secret: str | None
     ) -> Hello:
+        registration = _registration(identity, checked)
+        as_before = known is not None and secret is None and known.registration == registration
         return Hello(
             team_id=identity.team_id,
             name=checked.name,
@@ -382,6 +442,8 @@ class ConnectionService:
             slots=checked.slots,
             version=checked.version,
             replica=self._replica,
+            registration=registration,
+            known=as_before and known is not None and known.pause != sessions.DRAINING,
             workflows=None if identity.workflows is None else tuple(identity.workflows),
             holding=tuple(lease for lease in self._held(checked.holding).values() if lease),
         )
@@ -443,6 +505,13 @@ def _new_secret(identity: AgentIdentity, said: Introduction, known: KnownAgent |
     if said.secret is None and (known.instance_id, known.credential_id) == (said.instance_id, identity.credential_id):
         return secrets.token_urlsafe(32)
     raise Forbidden(f"the name {said.name!r} is known: expected its secret, found another or none")
+
+
+def _registration(identity: AgentIdentity, said: Introduction) -> str:
+    """The hash of all that a connect writes to the agent's row."""
+    pinned = None if identity.workflows is None else sorted(map(str, identity.workflows))
+    told = [said.labels, said.facts, said.slots, said.version, str(identity.credential_id), pinned]
+    return sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _hashed(secret: str | None) -> str:

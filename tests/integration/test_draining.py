@@ -97,6 +97,7 @@ async def test_a_new_process_of_the_agent_takes_work(world: World) -> None:
 async def test_resuming_does_not_end_a_closure(world: World) -> None:
     welcome = await world.connect()
     await world.submit()
+    await assigned(world, welcome)
     await world.pass_time(11)
     await world.connections.beat(welcome.connection, [])
     await world.db.hot.sweep()
