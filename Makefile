@@ -13,6 +13,7 @@ NODE_AT_LEAST := 22
 
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 EXPLORER := app/interfaces/web/explorer
 BUNDLE := app/interfaces/web/static/explorer/index.html
@@ -21,7 +22,7 @@ BUNDLE := app/interfaces/web/static/explorer/index.html
 ONCE :=
 ARGS :=
 
-.PHONY: help setup demo test check format bench docs explorer node lock clean
+.PHONY: help setup demo test check format bench docs explorer node lock bench-lock clean
 
 help: ## list every target
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,8 +51,16 @@ format: $(VENV)/.test ## format the code, and mend what ruff can mend
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/.test ## measure, and print the figures of bench/README.md
+bench: $(VENV)/.test $(PEERS)/.installed ## measure, beside the peers too, in under 12 minutes; ARGS="p7 p8" chooses
 	@$(BIN)/python -m bench $(ARGS)
+
+# The peers that the bench compares with; arq wants an older redis-py than the rest, so it lives by itself.
+$(PEERS)/.installed: bench/peers/requirements.txt bench/peers/requirements-arq.txt | $(BIN)/python
+	@echo "installing what the bench compares with"
+	@for each in requirements requirements-arq; do \
+		$(PYTHON) -m venv $(PEERS)/$$each && $(PEERS)/$$each/bin/python -m pip --disable-pip-version-check --quiet \
+			--no-input install --require-hashes --requirement bench/peers/$$each.txt || exit 1; done
+	@touch $@
 
 docs: $(VENV)/.test ## write the generated parts of docs/ and schema.graphql anew
 	@$(BIN)/runyard schema > schema.graphql.new && mv schema.graphql.new schema.graphql
@@ -115,6 +124,11 @@ lock: $(VENV)/.test ## compile requirements/ anew from pyproject.toml; ARGS="--u
 	@for each in requirements/*.txt; do \
 		{ echo "# Names, versions and hashes, compiled by \`make lock\` from pyproject.toml."; cat $$each; } > $$each.new \
 		&& mv $$each.new $$each; done
+
+bench-lock: $(VENV)/.test ## compile what the bench compares with anew
+	@$(PIP) install 'pip-tools>=7.5'
+	@for each in requirements requirements-arq; do $(subst pyproject.toml,,$(COMPILE)) $(ARGS) \
+		bench/peers/$$each.in --output-file bench/peers/$$each.txt || exit 1; done
 
 clean: ## remove what was built and cached; the environment and data stay
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache test-results \

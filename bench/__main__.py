@@ -1,110 +1,85 @@
-"""`python -m bench`: starts both columns, warms up, takes three rounds, prints a table of medians."""
+"""`python -m bench`: starts everything that is compared, warms up, takes three rounds, prints a table of medians."""
 
 import argparse
 import os
 import platform
-import statistics
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+import time
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.latency import (
-    Sample,
-    measured,
-    raw_report_to_socket,
-    raw_submit_to_agent,
-    report_to_socket,
-    submit_to_agent,
-)
-from bench.scene import Scene, set_up
+from bench import figures
+from bench.figures import HEADINGS, Figure
+from bench.goals import GOALS, GROUPS, Bench
+from bench.scene import set_up
 from bench.servers import LOAD_CORE, SERVER_CORE, servers
 
 ROUNDS = 3
-SAMPLES = 300  # of a round, of each column
-WARM_UP = 100  # samples
-WIDTH = 130  # characters at least, also where no terminal is
+WIDTH = 170  # characters at least, also where no terminal is
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A latency to measure in two columns; `floor` and `stretch` are milliseconds of its p99."""
+async def run(console: Console, wanted: set[str], rounds: int, share: float) -> list[Figure]:
+    """Measure these goals."""
+    began = time.monotonic()
 
-    name: str
-    floor: float
-    stretch: float
-    ours: Callable[[Scene], AbstractAsyncContextManager[Sample]]
-    raw: Callable[[str], AbstractAsyncContextManager[Sample]]
+    def tell(what: str) -> None:
+        console.print(f"{time.monotonic() - began:5.0f} s  {what}", style="dim")
 
-
-@dataclass
-class Column:
-    """What one server took, round by round, in milliseconds."""
-
-    rounds: list[list[float]] = field(default_factory=list)
-
-    def percentile(self, percent: int) -> float:
-        """The median over the rounds."""
-        return statistics.median(statistics.quantiles(each, n=100)[percent - 1] for each in self.rounds)
-
-
-GOALS = {
-    "P6": Goal("P6 report -> socket", 20, 10, report_to_socket, raw_report_to_socket),
-    "P7": Goal("P7 submit -> agent", 10, 5, submit_to_agent, raw_submit_to_agent),
-}
-
-
-async def run(console: Console, goals: list[Goal], rounds: int, samples: int) -> list[tuple[Goal, Column, Column]]:
-    """Measure these goals, the two columns in turns."""
-    results = []
+    found: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="runyard-bench-") as folder:
         async with servers(Path(folder)) as running:
-            console.print(f"servers on core {SERVER_CORE}, load on core {LOAD_CORE} of {os.cpu_count()}", style="dim")
-            console.print(f"{platform.machine()}, Python {platform.python_version()}, process {running.runyard_pid}")
-            scene = await set_up(running)
-            for goal in goals:
-                ours, raw = Column(), Column()
-                async with goal.ours(scene) as our_sample, goal.raw(running.raw) as raw_sample:
-                    columns = ((ours, our_sample), (raw, raw_sample))
-                    for _, sample in columns:
-                        await measured(sample, WARM_UP)
-                    for number in range(rounds):
-                        console.print(f"{goal.name}: round {number + 1} of {rounds}", style="dim")
-                        for column, sample in columns:
-                            column.rounds.append([1000 * each for each in await measured(sample, samples)])
-                results.append((goal, ours, raw))
-    return results
+            tell(f"Runyard on core {SERVER_CORE}, load on core {LOAD_CORE} of {os.cpu_count()}, databases on either")
+            bench = Bench(running, await set_up(running.runyard), rounds, share, tell, Path(folder))
+            for group, measure in GROUPS.items():
+                if here := wanted.intersection(group):
+                    found += await measure(bench, here)
+    return found
 
 
-def table(results: list[tuple[Goal, Column, Column]], rounds: int, samples: int) -> Table:
+def table(measured: list[Figure], rounds: int) -> Table:
     """The figures beside the goals."""
-    shown = Table(title=f"milliseconds, medians of {rounds} rounds of {samples} samples")
-    for heading in ("", "p50", "p99", "raw p50", "raw p99", "ratio p50", "ratio p99", "floor", "stretch", "p99 meets"):
-        shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for goal, ours, raw in results:
-        p50, p99, raw50, raw99 = (column.percentile(each) for column in (ours, raw) for each in (50, 99))
-        met = "stretch" if p99 < goal.stretch else "floor" if p99 < goal.floor else "neither"
-        figures = [f"{each:.2f}" for each in (p50, p99, raw50, raw99, p50 / raw50, p99 / raw99)]
-        shown.add_row(goal.name, *figures, f"{goal.floor:g}", f"{goal.stretch:g}", met)
+    shown = Table(title=f"medians of {rounds} rounds (least..most)")
+    for heading in HEADINGS:
+        shown.add_column(heading, justify="left" if heading in ("goal", "what", "against", "meets") else "right")
+    for figure in measured:
+        shown.add_row(*figure.cells())
     return shown
 
 
+def conditions(rounds: int, share: float) -> dict[str, Any]:
+    """Where and how it was measured."""
+    where = "databases on either core" if SERVER_CORE != LOAD_CORE else "all on one core"
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "cores": f"Runyard on {SERVER_CORE}, load on {LOAD_CORE}, {where}",
+        "servers": "PostgreSQL with fsync on, Valkey without persistence (appendonly no, save off)",
+        "rounds": f"{rounds}" if share == 1 else f"{rounds}, of {share:g} of the usual size",
+    }
+
+
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and keep the figures where asked to."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("goals", nargs="*", default=list(GOALS), metavar="GOAL", help=f"of {', '.join(GOALS)} [all]")
+    parser.add_argument("goals", nargs="*", metavar="GOAL", help=f"of {', '.join(GOALS)} [all]")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"[{ROUNDS}]")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"of each round [{SAMPLES}]")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the usual size of a round: 0.1 is rough and quick [1]"
+    )
+    parser.add_argument("--write", action="store_true", help="keep the figures, and write the table of bench/README.md")
     given = parser.parse_args()
+    wanted = {name.upper() for name in given.goals} or set(GOALS)
+    if unknown := wanted - set(GOALS):
+        parser.error(f"expected goals of {', '.join(GOALS)}, found {', '.join(sorted(unknown))}")
     console = Console(width=max(WIDTH, Console().width))
-    chosen = [GOALS[name] for name in given.goals]
-    results = uvloop.run(run(console, chosen, given.rounds, given.samples))
-    console.print(table(results, given.rounds, given.samples))
+    measured = uvloop.run(run(console, wanted, given.rounds, given.share))
+    console.print(table(measured, given.rounds))
+    if given.write:
+        figures.save(measured, conditions(given.rounds, given.share))
+        figures.write()
 
 
 if __name__ == "__main__":

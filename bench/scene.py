@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import orjson
 
 from app.agent.operations import document
 from app.demo.client import Client
-from bench.servers import Servers
+from bench.servers import Runyard
 from bench.wire import GraphQLSocket
 
 REDEEM = """
@@ -33,6 +34,13 @@ mutation Submit($input: SubmitTaskInput!) {
   submitTask(input: $input) { ... on SubmitTaskSuccess { task { id } } ... on Refusal { code message } }
 }
 """
+SUBMIT_MANY = """
+mutation SubmitMany($input: SubmitTasksInput!) {
+  submitTasks(input: $input) {
+    ... on SubmitTasksSuccess { results { task { id } refusal { code message } } } ... on Refusal { code message }
+  }
+}
+"""
 FOLLOW = """
 subscription Follow($taskId: ID!) {
   taskEvents(taskId: $taskId) {
@@ -43,7 +51,10 @@ subscription Follow($taskId: ID!) {
   }
 }
 """
-SUBMISSION = orjson.dumps({"query": SUBMIT, "variables": {"input": {"workflow": "work", "parameters": {}}}})
+TOGETHER = 50  # tasks that P9 submits in one request
+_RUN = {"workflow": "work", "parameters": {}}
+SUBMISSION = orjson.dumps({"query": SUBMIT, "variables": {"input": _RUN}})
+SUBMISSIONS = orjson.dumps({"query": SUBMIT_MANY, "variables": {"input": {"tasks": [_RUN] * TOGETHER}}})
 
 
 @dataclass(frozen=True)
@@ -76,15 +87,17 @@ class Scene:
     """Keys of a team with the workflow `work`."""
 
     url: str
+    team: UUID
     integration_key: str
     agent_key: str
 
     @asynccontextmanager
-    async def agent(self) -> AsyncIterator[Agent]:
-        """A connected agent with one slot."""
+    async def agent(self, slots: int = 1) -> AsyncIterator[Agent]:
+        """A connected agent with so many slots, under a name of its own."""
         payload = {"authorization": self.agent_key, "protocol": 1}
         async with GraphQLSocket.open(f"{self.url}/agent/graphql", payload) as socket:
-            hello = {"name": "bench", "instanceId": "bench", "labels": [], "facts": {}, "slots": 1, "version": "0"}
+            name = f"bench-{slots}"
+            hello = {"name": name, "instanceId": name, "labels": [], "facts": {}, "slots": slots, "version": "0"}
             connected = (await socket.ask(document("connect"), input={**hello, "holding": []}))["connect"]
             async with asyncio.TaskGroup() as tasks:
                 beating = tasks.create_task(_beat(agent := Agent(socket, connected["session"]), connected["beat"]))
@@ -98,11 +111,11 @@ async def _beat(agent: Agent, every: float) -> None:
         await agent.ask("beat", holding=list(agent.holding))
 
 
-async def set_up(servers: Servers) -> Scene:
+async def set_up(served: Runyard) -> Scene:
     """Make the owner by the first-run link, then everything else by the API."""
     person = {"email": "ann@example.org", "name": "Ann", "password": "a long password", "teamName": "Acme"}
-    redeemed = await Client(servers.runyard).change(REDEEM, token=servers.first_run, **person)
-    owner = Client(servers.runyard, redeemed["token"])
+    redeemed = await Client(served.url).change(REDEEM, token=served.first_run, **person)
+    owner = Client(served.url, redeemed["token"])
     (team,) = (await owner.ask("{ viewer { teams { id } } }"))["viewer"]["teams"]
     may = {"INTEGRATION": ["READ", "RUN"], "AGENT": []}
     integration, agent = [
@@ -110,4 +123,4 @@ async def set_up(servers: Servers) -> Scene:
         for kind, scopes in may.items()
     ]
     await owner.change(WORKFLOW, teamId=team["id"], slug="work", runtime="COMMAND", definition={"command": "work"})
-    return Scene(servers.runyard, integration, agent)
+    return Scene(served.url, UUID(team["id"].removeprefix("team_")), integration, agent)
