@@ -329,6 +329,7 @@ def _loops(
         # Nobody wakes it: people see a second's wait in what takes longer anyway.
         Loop("bulk", services.bulk.advance, every=WAKE * settings.time_scale),
         Loop("uploads", services.uploads.collect, every=TIDY),
+        Loop("outputs", services.outputs.collect, every=TIDY),
         Loop("partitions", housekeeping.partition, every=TIDY),
         Loop("idempotency", housekeeping.forget, every=TIDY),
     )
