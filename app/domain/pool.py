@@ -164,6 +164,7 @@ class Sight:
     connected: bool = False
     busy: bool = False  # a slot of its agent holds a task
     overdue: bool = False
+    unwanted: bool = False  # its pool was deleted
     deadline: float = 0.0  # seconds that it had, for the message
 
 
@@ -180,6 +181,8 @@ def step(state: LaunchState, seen: Sight) -> Step | None:
     """What follows from `seen`; None: nothing, look again later. REQUESTED and STOPPING need no look."""
     match state, seen.machine:
         case S.REQUESTED, _:
+            if seen.unwanted:
+                return Step(V.STOP)
             if seen.overdue:
                 return Step(V.STOP, f"no server could start it within {seen.deadline:g} s", counts=True)
             return Step(V.START)
@@ -187,6 +190,8 @@ def step(state: LaunchState, seen: Sight) -> Step | None:
             return Step(V.STOP, error, counts)
         case S.STARTING, Alive() if seen.connected:
             return Step(V.CONNECT)
+        case S.STARTING, Alive() if seen.unwanted:
+            return Step(V.STOP)
         case S.STARTING, Alive(note) if seen.overdue:
             late = f"its agent did not connect within {seen.deadline:g} s"
             return Step(V.STOP, f"{late}: {note}" if note else late, counts=True)

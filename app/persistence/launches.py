@@ -83,6 +83,7 @@ class Claimed:
     error: str | None
     claim_no: int
     overdue: bool
+    unwanted: bool
     agent_id: UUID | None
     connected: bool
     connected_for: float  # seconds since its agent's connection
@@ -383,6 +384,7 @@ FROM due WHERE v.id = due.id RETURNING v.id
 _SEEN = f"""
 SELECT l.id, l.team_id, l.pool_id, p.name AS pool, p.labels, p.slots, p.settings, p.deadline, p.made_by_id,
   l.provisioner, l.agent_name, l.state, l.credential_id, l.error, l.claim_no, l.due_at < app_now() AS overdue,
+  p.removed_at IS NOT NULL AS unwanted,
   coalesce(a.id, l.agent_id) AS agent_id, coalesce(x.alive, false) AS connected,
   coalesce(extract(epoch FROM app_now() - a.connected_at), 0)::float8 AS connected_for,
   coalesce(a.pause = 'draining', false) AS told, {_BUSY} AS busy,

@@ -108,21 +108,21 @@ class LaunchService:
 
     async def close(self) -> None:
         """End the processes that end with this one, and write it down; what cannot be written others find out."""
-        for provisioner in self._provisioners.values():
+        for kind, provisioner in self._provisioners.items():
             mine = provisioner.held()
             await provisioner.close()
             if mine:
-                await self._close(mine)
+                await self._close(kind, mine)
 
-    async def _close(self, mine: frozenset[UUID]) -> None:
+    async def _close(self, kind: ProvisionerKind, mine: frozenset[UUID]) -> None:
         try:
-            held = await launches.claim(self._database, self._replica, [*self._provisioners], seconds=self._times.claim)
+            held = await launches.claim(self._database, self._replica, [kind], seconds=self._times.claim)
             for each in held:
                 if each.id in mine:
                     await self._stop(each, Step(LaunchVerb.STOP))
                     await self._clear(each)
         except Unavailable:
-            log.warning("pools: the end of this server's agents is left for another to write down")
+            log.warning("the end of this server's agents is left for another one to write down")
 
     async def _end_lost(self) -> None:
         """End processes whose launch is no longer ours: we were silent for too long, and others wrote it off."""
@@ -157,6 +157,7 @@ class LaunchService:
             connected=held.connected,
             busy=held.busy,
             overdue=held.overdue,
+            unwanted=held.unwanted,
             deadline=held.deadline,
         )
         if (next := step(held.state, seen)) is None:

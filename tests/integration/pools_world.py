@@ -40,6 +40,7 @@ class Machines:
     stopped: list[UUID] = field(default_factory=list)
     refuses: str | None = None
     away: str | None = None
+    local: bool = False  # they end with the server, and are unknown to every other one
 
     async def start(self, order: LaunchOrder) -> str:
         self._answers()
@@ -53,7 +54,9 @@ class Machines:
         self._answers()
         if launch_id in self.ended:
             return self.ended[launch_id]
-        return Alive() if launch_id in self.there else Gone("it was never there")
+        if launch_id in self.there:
+            return Alive()
+        return Gone("the server that started it is gone", counts=False) if self.local else Gone("it was never there")
 
     async def stop(self, launch_id: UUID) -> None:
         self._answers()
@@ -61,10 +64,11 @@ class Machines:
         self.stopped.append(launch_id)
 
     def held(self) -> frozenset[UUID]:
-        return frozenset()
+        return frozenset(self.there) if self.local else frozenset()
 
     async def close(self) -> None:
-        """Machines go on."""
+        if self.local:
+            self.there.clear()
 
     def _answers(self) -> None:
         if self.away is not None:
@@ -81,13 +85,15 @@ class PoolWorld:
     credentials: CredentialService
     launches: LaunchService
 
-    def replica(self, name: str, provisioner: Provisioner | None = None) -> LaunchService:
+    def replica(
+        self, name: str, provisioner: Provisioner | None = None, *, kind: ProvisionerKind = ProvisionerKind.KUBERNETES
+    ) -> LaunchService:
         """Another server over the same database, by default over the same machines."""
         return LaunchService(
             database=self.base.db,
             credentials=self.credentials,
             publisher=FeedPublisher(self.base.bus),
-            provisioners={ProvisionerKind.KUBERNETES: provisioner or self.machines},
+            provisioners={kind: provisioner or self.machines},
             replica=name,
             url="http://runyard.test",
             times=LaunchTimes(again=0.0, settle=5.0),
@@ -146,7 +152,7 @@ async def open_pools(base: World) -> AsyncIterator[PoolWorld]:
     world = PoolWorld(
         base=base,
         machines=machines,
-        pools=PoolService(base.db, offered=[ProvisionerKind.KUBERNETES]),
+        pools=PoolService(base.db, offered=[*ProvisionerKind]),
         credentials=credentials,
         launches=None,  # type: ignore[arg-type]
     )

@@ -10,7 +10,7 @@ from app.domain.errors import Unauthenticated
 from app.domain.events import EventKind
 from app.domain.lease import Lease
 from app.domain.placement_reasons import Help, PoolStanding
-from app.domain.pool import Gone, LaunchOrder, LaunchState
+from app.domain.pool import Gone, LaunchOrder, LaunchState, ProvisionerKind
 from app.domain.task import TaskState
 from app.persistence import database
 from app.persistence.hot import Fenced, Finish
@@ -409,6 +409,75 @@ async def test_a_replica_that_dies_before_it_started_anything_leaves_no_leak(wor
     assert await world.task_states(task.id) == ["waiting"]
     keys = await database.rows("SELECT revoked_at IS NULL AS valid FROM credential WHERE kind = 'agent'")
     assert keys == [{"valid": False}]
+
+
+async def test_processes_of_a_server_that_is_gone_are_written_off_by_another_and_no_task_pays(world: PoolWorld) -> None:
+    pool = await world.pool(provisioner="local", settings={"config": "render"})
+    task = await world.base.submit()
+    first = world.replica("one", Machines(local=True), kind=ProvisionerKind.LOCAL)
+    other = world.replica("two", Machines(local=True), kind=ProvisionerKind.LOCAL)
+    await first.scale()
+    await first.attend()
+    early = (await other.attend(), await world.states(pool))
+
+    await world.pass_time(61)
+    await other.attend()
+    await other.attend()
+
+    assert early == (0, [S.STARTING])
+    (over,) = await world.all(pool)
+    assert (over.state, over.error) == (S.FAILED, "the server that started it is gone")
+    assert await world.task_states(task.id) == ["waiting"]
+    assert await database.rows("SELECT tries FROM provision") == [{"tries": 0}]
+
+
+async def test_a_server_that_was_silent_for_too_long_ends_what_others_wrote_off(world: PoolWorld) -> None:
+    await world.pool(provisioner="local", settings={"config": "render"})
+    await world.base.submit()
+    machines = Machines(local=True)
+    paused = world.replica("one", machines, kind=ProvisionerKind.LOCAL)
+    other = world.replica("two", Machines(local=True), kind=ProvisionerKind.LOCAL)
+    await paused.scale()
+    await paused.attend()
+    started = set(machines.there)
+    await world.pass_time(61)
+    await other.attend()
+    await other.attend()
+
+    await paused.attend()
+
+    assert len(started) == 1
+    assert (machines.there, set(machines.stopped)) == (set(), started)
+
+
+async def test_a_server_that_stops_ends_its_processes_and_writes_it_down(world: PoolWorld) -> None:
+    pool = await world.pool(provisioner="local", settings={"config": "render"})
+    task = await world.base.submit()
+    machines = Machines(local=True)
+    stopping = world.replica("one", machines, kind=ProvisionerKind.LOCAL)
+    await stopping.scale()
+    await stopping.attend()
+
+    await stopping.close()
+
+    (over,) = await world.all(pool)
+    assert (over.state, over.error, machines.there) == (S.ENDED, None, set())
+    assert await world.task_states(task.id) == ["waiting"]
+    keys = await database.rows("SELECT revoked_at IS NULL AS valid FROM credential WHERE kind = 'agent'")
+    assert keys == [{"valid": False}]
+
+
+async def test_a_pool_that_is_deleted_stops_what_it_was_starting_and_no_task_pays(world: PoolWorld) -> None:
+    pool = await world.pool()
+    task = await world.base.submit()
+    await world.turn()
+
+    await world.pools.remove(world.base.owner, pool.id)
+    await world.turn(steps=2)
+
+    assert await world.states(pool) == [S.ENDED]
+    assert await world.task_states(task.id) == ["waiting"]
+    assert world.machines.there == set()
 
 
 async def test_another_team_is_neither_seen_nor_served(world: PoolWorld) -> None:

@@ -7,13 +7,14 @@ from typing import Any, cast
 import asyncpg
 import pytest
 
-from app.domain.pool import Gone
+from app.domain.pool import Gone, ProvisionerKind
 from app.interfaces.engine.request import Exchange
 from app.interfaces.engine.site import Site
 from app.interfaces.graphql import schema
 from app.interfaces.graphql.context import Context
 from app.services.access import Role, Scope, Viewer
 from app.services.bundle import Services
+from app.services.pools import PoolService
 from tests.integration.pools_world import PoolWorld, open_pools
 from tests.integration.tasks_world import World
 from tests.viewers import in_role, key_of, make_owner, team_of
@@ -135,6 +136,7 @@ async def test_what_is_wrong_is_told_with_its_place(world: PoolWorld) -> None:
 
     twice = (await ask(world, CREATE, input=wish(world)))["createPool"]
     faulty = (await ask(world, CREATE, input=wish(world, name="", slots=0, settings={})))["createPool"]
+    world.pools = PoolService(world.base.db, offered=[ProvisionerKind.KUBERNETES])
     off = (await ask(world, CREATE, input=wish(world, provisioner="LOCAL", settings={"config": "a"})))["createPool"]
 
     assert (twice["code"], twice["path"]) == ("ALREADY_EXISTS", ["name"])
