@@ -98,6 +98,10 @@ class SimulatedAgent:
                     raise
                 await asyncio.sleep(AGAIN)
             else:
+                if isinstance(answer, dict) and answer["status"] == "LATER":
+                    self.refusals.append("LATER")
+                    await asyncio.sleep(answer["after"])
+                    continue
                 self.answers.append((operation, answer))
                 return answer
 
