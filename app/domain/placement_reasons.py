@@ -35,6 +35,7 @@ class Help(StrEnum):
     START_AGENT = "start_agent"
     ADD_LABELS = "add_labels"
     CHANGE_POOL = "change_pool"
+    RAISE_LIMIT = "raise_limit"
     CONNECT_AGENT = "connect_agent"
 
 
@@ -76,6 +77,25 @@ class PoolCandidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyStanding:
+    """A task's concurrency key: `held` by so many tasks of the `limit`, the first `holders` of them are named.
+
+    `ahead`: about how many that wait for it come before the task; `most` where counting stopped.
+    """
+
+    key: str
+    limit: int
+    held: int
+    holders: tuple[UUID, ...] = ()
+    ahead: int = 0
+    most: int = 1000
+
+    @property
+    def full(self) -> bool:
+        return self.held >= self.limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What a waiting task asks for. `ahead`: about how many tasks run before it; `most` where counting stopped."""
 
@@ -84,6 +104,7 @@ class Wanted:
     backing_off: bool = False
     ahead: int = 0
     most: int = 1000
+    key: KeyStanding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +142,7 @@ class Explanation:
     more: int
     advice: tuple[Advice, ...]
     pools: tuple[FoundPool, ...] = ()
+    key: KeyStanding | None = None
 
 
 def explain(
@@ -136,7 +158,7 @@ def explain(
     )
     named = tuple(found[:MAX_AGENTS])
     around = tuple(sorted((_found_pool(each) for each in pools), key=lambda each: each.candidate.name))
-    return Explanation(named, max(0, agents - len(named)), tuple(_advice(wanted, found, around)), around)
+    return Explanation(named, max(0, agents - len(named)), tuple(_advice(wanted, found, around)), around, wanted.key)
 
 
 def obstacle(agent: Candidate, wanted: Wanted) -> Obstacle:
@@ -171,6 +193,14 @@ def pool_standing(pool: PoolCandidate) -> PoolStanding:
     return next((standing for standing, stands in tests if stands), PoolStanding.READY)
 
 
+def _key_advice(key: KeyStanding) -> Iterable[Advice]:
+    """Agents matter once the key may be had."""
+    holders = f"{key.held} task{'s' if key.held != 1 else ''}"
+    held = f"its concurrency key {key.key!r} is held by {holders}"
+    yield Advice(Help.WAIT, f"wait: {held}, and {_position(key)} ahead of it")
+    yield Advice(Help.RAISE_LIMIT, f"raise the workflow's limit of {key.limit} for one concurrency key")
+
+
 def _found_pool(pool: PoolCandidate) -> FoundPool:
     standing = pool_standing(pool)
     name, failed = f"the pool {pool.name}", f"its last agent could not be started: {pool.trouble}"
@@ -199,6 +229,9 @@ def _advice(wanted: Wanted, found: Sequence[Found], pools: Sequence[FoundPool]) 
     at = {each.obstacle for each in found}
     if wanted.backing_off:
         yield Advice(Help.WAIT, "wait: it is tried again after a pause, since its last attempt did not complete")
+        return
+    if wanted.key is not None and wanted.key.full:
+        yield from _key_advice(wanted.key)
         return
     working = bool(at & _PASSING)
     if working:
@@ -230,7 +263,7 @@ def _labels(labels: Sequence[str]) -> str:
     return f"the label{'s' if len(labels) > 1 else ''} {', '.join(labels)}"
 
 
-def _position(wanted: Wanted) -> str:
+def _position(wanted: Wanted | KeyStanding) -> str:
     if wanted.ahead >= wanted.most:
         return f"{wanted.most} tasks or more are"
     return "1 task is" if wanted.ahead == 1 else f"{wanted.ahead} tasks are"

@@ -314,7 +314,8 @@ ORDER BY task_id, no
 _REASONS = """
 WITH w AS MATERIALIZED (
   SELECT l.task_id, l.team_id, a.requirement_id,
-    EXISTS (SELECT FROM later WHERE later.task_id = l.task_id AND kind = 'retry') AS backing_off
+    EXISTS (SELECT FROM later WHERE later.task_id = l.task_id AND kind = 'retry') AS backing_off,
+    EXISTS (SELECT FROM permit p WHERE p.key_id = l.key_id AND p.held >= p.most) AS limited
   FROM task_live l JOIN lane a ON a.id = l.lane_id
   WHERE l.task_id = ANY($1::uuid[]) AND l.team_id = ANY($2::uuid[]) AND l.state = ANY($3::text[])
 ),
@@ -332,6 +333,7 @@ fits AS MATERIALIZED (
 )
 SELECT w.task_id, CASE
   WHEN w.backing_off THEN 'backing_off'
+  WHEN w.limited THEN 'limited_by_key'
   WHEN fits.free THEN 'agent_syncing'
   WHEN fits.open THEN 'all_busy'
   WHEN fits.requirement_id IS NOT NULL THEN 'agent_paused'
@@ -346,6 +348,13 @@ SELECT l.task_id, (SELECT count(*) FROM (
     SELECT FROM ready y WHERE y.lane_id = o.id AND (y.rank, y.task_id) < (l.rank, l.task_id)
     ORDER BY y.rank, y.task_id LIMIT $4
   ) sooner
+  WHERE o.team_id = l.team_id AND o.requirement_id = a.requirement_id
+  UNION ALL
+  SELECT FROM lane o CROSS JOIN LATERAL (
+    SELECT FROM blocked b WHERE b.team_id = l.team_id AND b.key_id = l.key_id AND b.lane_id = o.id
+      AND (b.rank, b.task_id) < (l.rank, l.task_id)
+    ORDER BY b.rank, b.task_id LIMIT $4
+  ) parked
   WHERE o.team_id = l.team_id AND o.requirement_id = a.requirement_id LIMIT $4
 ) before) AS ahead
 FROM task_live l JOIN lane a ON a.id = l.lane_id

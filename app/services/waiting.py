@@ -9,11 +9,13 @@ from app.domain.placement_reasons import Explanation as Explanation
 from app.domain.placement_reasons import Found as Found
 from app.domain.placement_reasons import FoundPool as FoundPool
 from app.domain.placement_reasons import Help as Help
+from app.domain.placement_reasons import KeyStanding as KeyStanding
 from app.domain.placement_reasons import Obstacle as Obstacle
 from app.domain.placement_reasons import PoolStanding as PoolStanding
 from app.domain.placement_reasons import Wanted, explain
 from app.domain.placement_reasons import sentence as sentence
 from app.persistence.database import Database
+from app.persistence.keys_held import keys_around
 from app.persistence.tasks import TaskReads
 from app.persistence.waiting import pools_around, surroundings
 from app.services.access import Permission, Viewer
@@ -28,12 +30,13 @@ class WaitingService:
         self._reads = TaskReads(database)
 
     async def because(self, viewer: Viewer, ids: Sequence[UUID]) -> dict[UUID, Explanation]:
-        """Why those of `ids` that wait and that the viewer may see do so; three statements, however many they are."""
+        """Why those of `ids` that wait and that the viewer may see do so; four statements, however many they are."""
         teams = [team_id for team_id in viewer.grants if viewer.may(Permission.READ, team_id)]
-        (waiting, found), ahead, pools = await asyncio.gather(
+        (waiting, found), ahead, pools, keys = await asyncio.gather(
             surroundings(self._database, teams, ids),
             self._reads.tasks_ahead(teams, ids, most=POSITIONS),
             pools_around(self._database, teams, ids),
+            keys_around(self._database, teams, ids, most=POSITIONS),
         )
         explained = {}
         for each in waiting:
@@ -44,6 +47,7 @@ class WaitingService:
                 backing_off=each.backing_off,
                 ahead=ahead.get(each.task_id, 0),
                 most=POSITIONS,
+                key=keys.get(each.task_id),
             )
             explained[each.task_id] = explain(
                 wanted, around.candidates, agents=around.agents, pools=pools.get(each.task_id, ())

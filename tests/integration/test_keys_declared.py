@@ -17,6 +17,7 @@ from app.persistence.placement import PlacementReads
 from app.services.connections import Welcome
 from app.services.dispatch import AgentResult
 from app.services.tasks import TaskRecord
+from app.services.waiting import Help, KeyStanding
 from app.storage.local import LocalStore
 from tests.integration.tasks_world import DOCUMENT, KEYS, World, open_world
 
@@ -238,6 +239,27 @@ async def test_a_rerun_has_the_key_of_its_own_parameters(world: World) -> None:
     other = await world.tasks.rerun(world.owner, first.id, edits={"title": "B"})
 
     assert (same.concurrency_key, other.concurrency_key) == ("A", "B")
+
+
+async def test_who_waits_for_its_key_is_told_who_holds_it_and_how_many_come_before(world: World) -> None:
+    await declare(world, QUEUE)
+    await world.connect(slots=4)
+    first, second, third = [await world.submit() for _ in range(3)]
+    other = await world.submit(parameters={"title": "B"})
+    await states(world, first, second, third, other)
+
+    because = await world.waiting.because(world.owner, [first.id, second.id, third.id])
+    reasons = await world.tasks.waiting_reasons(world.owner, [second.id, third.id])
+    positions = await world.tasks.queue_positions(world.owner, [second.id, third.id])
+
+    assert set(because) == {second.id, third.id}
+    assert because[third.id].key == KeyStanding(key="A", limit=1, held=1, holders=(first.id,), ahead=1)
+    assert [(each.help, each.message) for each in because[third.id].advice] == [
+        (Help.WAIT, "wait: its concurrency key 'A' is held by 1 task, and 1 task is ahead of it"),
+        (Help.RAISE_LIMIT, "raise the workflow's limit of 1 for one concurrency key"),
+    ]
+    assert reasons == {second.id: "limited_by_key", third.id: "limited_by_key"}
+    assert positions == {second.id: 0, third.id: 1}
 
 
 async def test_a_key_that_comes_out_too_long_is_refused_by_its_parameter(world: World) -> None:

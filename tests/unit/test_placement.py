@@ -14,8 +14,16 @@ ANN, BOB = UUID(int=1), UUID(int=2)
 A1, A2 = UUID(int=101), UUID(int=102)
 
 
-def head(n: int, *, lane: int = 1, rank: int = 0, submitter: UUID = ANN, requirement: int = 0) -> Head:
-    return Head(UUID(int=1000 + n), lane, rank, submitter, requirement)
+def head(
+    n: int,
+    *,
+    lane: int = 1,
+    rank: int = 0,
+    submitter: UUID = ANN,
+    requirement: int = 0,
+    key: UUID | None = None,
+) -> Head:
+    return Head(UUID(int=1000 + n), lane, rank, submitter, requirement, key)
 
 
 def pairs(result: Plan) -> list[tuple[int, UUID, int]]:
@@ -59,6 +67,39 @@ def test_the_least_loaded_agent_is_taken_first() -> None:
     result = plan([head(1), head(2), head(3)], slots, offers={1: 0}, holding={})
 
     assert pairs(result) == [(1, A2, 1), (2, A1, 2), (3, A2, 2)]
+
+
+def test_a_task_whose_key_has_no_room_is_passed_over_and_hides_nobody() -> None:
+    heads = [head(1, key=A1), head(2, key=A1), head(3, key=A2), head(4), head(5, lane=2, submitter=BOB, key=A1)]
+    slots = [FreeSlot(A1, n, 1) for n in range(1, 6)]
+
+    result = plan(heads, slots, offers={1: 0}, holding={}, rooms={A1: 1, A2: 0})
+
+    assert [n for n, _, _ in pairs(result)] == [1, 4]
+    assert [each.task_id.int - 1000 for each in result.barred] == [5, 2, 3]
+    assert [a.key_id for a in result.assignments] == [A1, None]
+    assert result.held == ()
+
+
+def test_a_key_without_a_room_may_be_had_by_any_number() -> None:
+    result = plan(
+        [head(1, key=A1), head(2, key=A1)],
+        [FreeSlot(A1, 1, 1), FreeSlot(A1, 2, 1)],
+        offers={1: 0},
+        holding={},
+        rooms={A2: 0},
+    )
+
+    assert [n for n, _, _ in pairs(result)] == [1, 2]
+
+
+def test_a_task_without_a_slot_takes_nothing_of_its_key() -> None:
+    heads = [head(1, key=A1, requirement=1), head(2, lane=2, key=A1)]
+
+    result = plan(heads, [FreeSlot(A1, 1, 1)], offers={1: 0}, holding={}, rooms={A1: 1})
+
+    assert pairs(result) == [(2, A1, 1)]
+    assert [each.reason for each in result.held] == [Reason.NO_MATCHING_AGENT]
 
 
 def test_a_lane_that_nobody_can_run_says_so_and_hides_nobody() -> None:

@@ -9,7 +9,7 @@ from app.interfaces.graphql.context import Context, Info
 from app.interfaces.graphql.declare import attribute, enum, field, global_id, object_type
 from app.interfaces.graphql.types.agent import Agent, load_agents
 from app.services import waiting as service
-from app.services.waiting import Advice, Explanation, Found, FoundPool, Help, Obstacle, PoolStanding
+from app.services.waiting import Advice, Explanation, Found, FoundPool, Help, KeyStanding, Obstacle, PoolStanding
 
 enum(
     Obstacle,
@@ -33,6 +33,7 @@ enum(
         Help.START_AGENT: "An agent that fits is not connected.",
         Help.ADD_LABELS: "An agent that is there would fit with some labels more.",
         Help.CHANGE_POOL: "A pool could start an agent for it, if it were changed.",
+        Help.RAISE_LIMIT: "As many tasks as the workflow allows have its concurrency key.",
         Help.CONNECT_AGENT: "No agent that is there fits: one more is needed.",
     },
     name="WaitingHelp",
@@ -77,6 +78,17 @@ class WaitingPool:
 
 
 @object_type()
+class WaitingKey:
+    """How the task's concurrency key stands."""
+
+    key: str = attribute("What it shares with other tasks of its workflow.")
+    limit: int = attribute("How many of them may be at work at once.")
+    held: int = attribute("How many are, also such as were cancelled and have not stopped yet.")
+    holder_ids: list[strawberry.ID] = attribute("Those tasks, the longest at work first, at most 10.")
+    ahead: int = attribute("About how many tasks that wait for the key come before it, counted up to 1000.")
+
+
+@object_type()
 class WaitingAdvice:
     """One thing that would let the task run."""
 
@@ -91,6 +103,7 @@ class WaitingBecause:
     """Why a task waits, as of now."""
 
     agents: list[WaitingAgent] = attribute("At most 50 agents, the nearest to running it first.")
+    key: WaitingKey | None = attribute("Its concurrency key; null where it has none, or nothing limits it.")
     more_agents: int = attribute("How many agents the team has beside those.")
     pools: list[WaitingPool] = attribute("The pools that could start an agent for it, by name.")
     advice: list[WaitingAdvice] = attribute("What would help, the least effort first.")
@@ -100,6 +113,7 @@ def waiting_because(explanation: Explanation) -> WaitingBecause:
     """The type of an explanation."""
     return WaitingBecause(
         agents=[_agent(each) for each in explanation.found],
+        key=None if explanation.key is None else _key(explanation.key),
         more_agents=explanation.more,
         pools=[_pool(each) for each in explanation.pools],
         advice=[_advice(each) for each in explanation.advice],
@@ -119,6 +133,16 @@ def _agent(found: Found) -> WaitingAgent:
         missing_labels=list(found.candidate.missing),
         name=found.candidate.name,
         row_id=found.candidate.agent_id,
+    )
+
+
+def _key(standing: KeyStanding) -> WaitingKey:
+    return WaitingKey(
+        key=standing.key,
+        limit=standing.limit,
+        held=standing.held,
+        holder_ids=[global_id(Kind.TASK, id) for id in standing.holders],
+        ahead=standing.ahead,
     )
 
 
