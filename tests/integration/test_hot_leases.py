@@ -41,6 +41,21 @@ async def test_a_silent_agent_loses_what_it_runs(here: World) -> None:
     assert await here.database.fetchval("SELECT outcome FROM attempt") == "agent_lost"
 
 
+async def test_a_lost_attempt_says_what_it_was_doing(here: World) -> None:
+    agent = await here.connect()
+    fenced = await here.running(agent, retry_max=1)
+    progress = {"step": 3, "total": 6, "stage": "render", "message": "tile 3"}
+    [_] = await here.hot.report([report(fenced, 1, log("tile 2", "tile 3"), progress=progress)])
+
+    await here.pass_time(31)
+    await here.hot.sweep()
+
+    [attempt] = await here.hot.fetch("SELECT reason, error FROM attempt")
+    assert attempt["reason"] == "agent_lost"
+    assert attempt["error"]["details"] == {"progress": progress}
+    assert attempt["error"]["lastLogLines"] == ["tile 2", "tile 3"]
+
+
 async def test_a_beat_keeps_the_session(here: World) -> None:
     agent = await here.connect()
     await here.running(agent)

@@ -51,7 +51,7 @@ x AS MATERIALIZED (
       WHEN 'agent_restarted' THEN 'the agent was started anew while it ran the task'
       WHEN 'dispatch_exhausted' THEN 'the task was given to ' || $8 || ' agents and none of them acknowledged it'
       ELSE 'the agent that ran the task gave no sign of life' END,
-      'details', NULL, 'lastLogLines', last_log_lines(task_id, attempts, '[]')) AS told
+      'details', CASE WHEN progress IS NOT NULL THEN jsonb_build_object('progress', progress) END, 'lastLogLines', last_log_lines(task_id, attempts, '[]')) AS told
   FROM f
 ),
 te AS (
