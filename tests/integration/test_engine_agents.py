@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import orjson
 import pytest
@@ -109,6 +110,23 @@ async def test_nothing_is_said_before_connect_or_for_another_session(world: Worl
         await opened.close()
 
     assert (before.value.code, other.value.code) == ("LEASE_LOST", "LEASE_LOST")
+
+
+async def test_whatever_an_agent_says_is_a_sign_of_life(world: World, database_url: str) -> None:
+    rows = await asyncpg.connect(database_url)
+    long_ago = "UPDATE agent_session SET seen_at = app_now() - interval '1 hour'"
+    fresh = "SELECT count(*) FROM agent_session WHERE agent_id = $1 AND seen_at > app_now() - interval '1 minute'"
+    async with world.agent("socket", "speaks") as speaks, world.agent("socket", "silent") as silent:
+        await rows.execute(long_ago)
+
+        assert await speaks.say("acknowledge", tokens=["not-a-token"]) == ["LEASE_LOST"]
+
+        async def heard() -> bool:
+            return bool(await rows.fetchval(fresh, speaks.id))
+
+        await until(heard, within=30, what="its session is seen")
+        assert await rows.fetchval(fresh, silent.id) == 0
+    await rows.close()
 
 
 async def test_files_are_begun_and_verified_under_a_lease(world: World) -> None:
