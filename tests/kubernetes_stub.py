@@ -159,3 +159,14 @@ def _owner(secret: dict[str, Any]) -> str:
 def _status(code: int, reason: str, message: str = "") -> web.Response:
     body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": message}
     return web.json_response(body | {"code": code}, status=code, reason=reason)
+
+
+# Of a cluster at `url`, for whoever shows this token.
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: one
+clusters: [{{name: here, cluster: {{server: "{url}"}}}}]
+users: [{{name: us, user: {{token: a-token}}}}]
+contexts: [{{name: one, context: {{cluster: here, user: us}}}}]
+"""

@@ -1,18 +1,23 @@
 """A pool on a real server: no agent is there, one is started, runs the task, and is gone once it is idle."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from app.demo.client import Client
 from tests.e2e import programs
 from tests.e2e.tasks import events, read, submit
-from tests.e2e.world import Replica, Team, World, set_up
+from tests.e2e.world import AgentProcess, Replica, Team, World, set_up
+from tests.kubernetes_stub import KUBECONFIG, Cluster, kubernetes_api
 from tests.waiting import until
 
 WITHIN = 90.0  # seconds; a busy machine starts Python slowly
+
+pytestmark = pytest.mark.timeout(400)
 
 CREATE = """
 mutation($input: CreatePoolInput!) { createPool(input: $input) {
@@ -144,6 +149,43 @@ async def test_a_server_whose_operator_did_not_allow_it_starts_no_process(world:
         "message": "this server does not start agents by local: its operator has to allow it",
         "path": ["provisioner"],
     }
+
+
+async def test_a_job_of_kubernetes_runs_the_task_and_is_deleted_with_its_secret(world: World) -> None:
+    async with kubernetes_api() as cluster:
+        config = world.directory / "kubeconfig"
+        config.write_text(KUBECONFIG.format(url=cluster.url))
+        replica = world.replica(RUNYARD_KUBERNETES=str(config), RUNYARD_KUBERNETES_NAMESPACE="agents")
+        await replica.start()
+        team = await set_up(replica, "counting")
+        owner, client = Client(replica.url, team.owner), Client(replica.url, team.integration_key)
+        await make_pool(owner, team, provisioner="KUBERNETES", settings={"image": "agent:1"})
+
+        task = await submit(client, "counting")
+        await until(lambda: len(cluster.secrets) == 1, within=WITHIN, what="a Job with its Secret to be there")
+        ((name, _),) = cluster.jobs.items()
+        agent = await run_pod(world, cluster, name)
+        await until(lambda: _state_is(client, task, "COMPLETED"), within=WITHIN, what="the task to complete")
+        code = await agent.ends(WITHIN)
+        cluster.end(name, kind="Complete", reason="CompletionsReached")
+        await until(lambda: _all(owner, "ENDED"), within=WITHIN, what="the launch to be over")
+
+        assert code == 0
+        assert (cluster.jobs, cluster.secrets) == ({}, {})
+        assert [body["metadata"]["name"] for _, _, body in cluster.of("POST", "jobs")] == [name]
+        assert "ak-" not in replica.log
+
+
+async def run_pod(world: World, cluster: Cluster, job: str) -> AgentProcess:
+    """What the Job's only container would do: the agent, with the arguments and the key that it is given."""
+    (container,) = cluster.jobs[job]["spec"]["template"]["spec"]["containers"]
+    given = dict(part[2:].split("=", 1) for part in container["args"] if part.startswith("--"))
+    key = base64.b64decode(cluster.secrets[job]["data"]["key"]).decode()
+    agent = AgentProcess(given["name"], world.directory / "pod", given["url"], key, slots=int(given["slots"]))
+    world.programs.append(agent)
+    agent.offers("counting", programs.COUNTING).gate.touch()
+    await agent.start()
+    return agent
 
 
 async def _state_is(client: Client, task: str, state: str) -> bool:

@@ -5,7 +5,6 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kubernetes_asyncio import client
@@ -14,7 +13,7 @@ from app.domain.errors import Unavailable
 from app.domain.pool import Alive, Gone, LaunchRefused
 from app.provisioning.kubernetes import KubernetesProvisioner, label_value, open_kubernetes
 from tests.conformance.test_provisioner import KEY, an_order
-from tests.kubernetes_stub import Cluster, kubernetes_api
+from tests.kubernetes_stub import KUBECONFIG, Cluster, kubernetes_api
 
 ORDER = an_order(
     {
@@ -232,7 +231,7 @@ def test_any_text_becomes_a_label_that_kubernetes_takes(text: str, value: str) -
 
 async def test_a_kubeconfig_names_the_cluster_and_proves_who_asks(cluster: Cluster, tmp_path: Path) -> None:
     file = tmp_path / "kubeconfig"
-    file.write_text(_KUBECONFIG.format(url=cluster.url))
+    file.write_text(KUBECONFIG.format(url=cluster.url))
 
     async with open_kubernetes(str(file), "agents") as provisioner:
         reference = await provisioner.start(ORDER)
@@ -246,13 +245,3 @@ async def test_a_place_that_says_nothing_of_a_cluster_is_refused_at_the_start(wh
     with pytest.raises(ValueError, match="expected in-cluster, or a kubeconfig that can be read"):
         async with open_kubernetes(where, "agents"):
             pass
-
-
-_KUBECONFIG: Any = """
-apiVersion: v1
-kind: Config
-current-context: one
-clusters: [{{name: here, cluster: {{server: "{url}"}}}}]
-users: [{{name: us, user: {{token: a-token}}}}]
-contexts: [{{name: one, context: {{cluster: here, user: us}}}}]
-"""
