@@ -7,6 +7,10 @@ d AS (DELETE FROM task_live v USING l WHERE v.task_id = l.task_id RETURNING v.ta
 r AS (
   DELETE FROM ready q USING l WHERE q.lane_id = l.lane_id AND q.rank = l.rank AND q.task_id = l.task_id
 ),
+p AS (
+  DELETE FROM blocked q USING l WHERE q.team_id = l.team_id AND q.key_id = l.key_id AND q.lane_id = l.lane_id
+    AND q.rank = l.rank AND q.task_id = l.task_id
+),
 x AS MATERIALIZED (
   SELECT l.*, l.event_seq + 1 AS seq, jsonb_build_object('v', 1, 'from', l.state, 'state', 'failed',
     'reason', 'provisioning_failed', 'attempt', l.attempts, 'agent', NULL) AS body
