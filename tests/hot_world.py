@@ -87,7 +87,7 @@ class World:
     async def limit(self, most: int | None) -> None:
         """A new version of the workflow by which so many tasks may share a concurrency key."""
         async with self.hot.transaction() as c:
-            await c.execute("UPDATE workflow SET version = version + 1 WHERE id = $1", self.workflow)
+            await c.execute(_NEXT_VERSION, self.workflow)
             declared = None if most is None else {"key": "k", "limit": most, "onCollision": "queue"}
             await c.execute(_LIMITED, self.workflow, declared)
 
@@ -185,6 +185,10 @@ async def populate(database: Database) -> World:
     return World(database, team, user, workflow, requirement)
 
 
+_NEXT_VERSION = """
+UPDATE workflow w SET version = 1 + (SELECT max(number) FROM workflow_version v WHERE v.workflow_id = w.id)
+WHERE w.id = $1
+"""
 _LIMITED = """
 INSERT INTO workflow_version (workflow_id, number, runtime, definition, parameters, labels, requirement_id, timeout,
   retry, note, created_by_id, concurrency)

@@ -1,4 +1,4 @@
-"""Who holds the concurrency keys that tasks wait for, and how many come before them, for a page of tasks at once."""
+"""Who holds the concurrency keys that tasks wait for, for a page of tasks at once; and forgetting keys out of use."""
 
 from collections.abc import Collection, Sequence
 from uuid import UUID
@@ -29,6 +29,18 @@ async def keys_around(
         for row in rows
     }
 
+
+async def forget(database: Database) -> int:
+    """Forget keys that nobody took for a day and that no task has; returns how many. Who needs one makes it anew."""
+    return len(await database.fetch(_FORGET))
+
+
+_FORGET = """
+DELETE FROM semaphore m WHERE used_at < app_now() - interval '1 day'
+  AND NOT EXISTS (SELECT FROM task_live l WHERE l.key_id = m.key_id)
+  AND NOT EXISTS (SELECT FROM slot s WHERE s.key_id = m.key_id AND s.task_id IS NOT NULL)
+RETURNING key_id
+"""
 
 # Of each lane with the same requirement those are counted that come before, in the queue and parked.
 _KEYS_AROUND = """

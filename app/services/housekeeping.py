@@ -1,6 +1,6 @@
 """What the database wants done now and then: event partitions ahead of time, and keys that are no longer remembered."""
 
-from app.persistence import duties, idempotency
+from app.persistence import duties, idempotency, keys_held
 from app.persistence.database import Database
 from app.persistence.partitions import make_partitions
 
@@ -21,7 +21,8 @@ class HousekeepingService:
         return len(await make_partitions(self._database))
 
     async def forget(self) -> int:
-        """System verb: delete idempotency keys past their 48 hours."""
+        """System verb: delete idempotency keys past their 48 hours, and concurrency keys out of use."""
         if not await duties.take(self._database, "idempotency", every=HOUR):
             return 0
-        return await idempotency.forget() + await idempotency.forget_submits(self._database)
+        submits = await idempotency.forget() + await idempotency.forget_submits(self._database)
+        return submits + await keys_held.forget(self._database)

@@ -8,6 +8,7 @@ import pytest
 
 from app.domain.concurrency import key_id
 from app.events.bus import RedisBus
+from app.persistence import keys_held
 from app.persistence.hot import Planned
 from app.services.feed_publisher import FeedPublisher
 from app.services.scheduler import Scheduler
@@ -333,6 +334,26 @@ async def test_one_statement_gives_no_more_permits_than_there_are(here: World) -
     placed = await here.hot.place([planned(here, task, agent.agent_id, n) for n, task in enumerate(tasks, 1)])
 
     assert [each.task_id for each in placed] == tasks[:2]
+
+
+async def test_a_key_out_of_use_is_forgotten_and_made_anew(here: World, scheduler: Scheduler) -> None:
+    await here.limit(1)
+    agent = await here.connect(slots=2)
+    tasks = await submit(here, 2)
+    await submit(here, key="idle")
+    await here.reads.rooms({key_id(here.workflow, "gone"): tasks[0]})
+    await settled(here, scheduler, here.lanes[tasks[0]])
+
+    await here.pass_time(90_000)
+    forgotten = await keys_held.forget(here.database)
+    kept = await here.database.fetchval("SELECT count(*) FROM semaphore")
+    await here.hot.fetch("DELETE FROM semaphore")  # as if it had been forgotten at the very moment of a submit
+    [done] = await here.hot.finish([await running(here, tasks[0])])
+    scheduler.freed(here.team, agent.agent_id, done.key_id)
+    await scheduler.settle()
+
+    assert (forgotten, kept) == (1, 2)
+    assert await states(here, tasks) == ["completed", "queued"]
 
 
 async def test_keys_of_two_workflows_are_two_keys(here: World) -> None:

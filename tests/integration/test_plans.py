@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from app.domain.concurrency import key_id
 from app.domain.lease import Lease
 from app.domain.task import TaskState
 from app.persistence.connections import HOT, LIMITS, create_pool
@@ -19,6 +20,7 @@ from app.persistence.database import Database, open_database
 from app.persistence.feed import FeedReads
 from app.persistence.hot import Hot, Planned, Timings
 from app.persistence.hot_sql import statement
+from app.persistence.keys_held import keys_around
 from app.persistence.placement import PlacementReads
 from app.persistence.tasks import TaskFilter, TaskReads
 from tests.hot_world import World, failure, finish, log, populate, report
@@ -185,6 +187,38 @@ async def test_looking_for_lost_leases_reads_the_sessions_and_no_task(here: Worl
     await hot.fetch(statement("suspects"), 30.0, 10.0, 15.0, 60.0, 200)
 
     _by_index(hot._watched, blocks=500)
+
+
+async def test_whoever_lets_go_of_a_key_looks_at_few_of_those_that_wait_for_it(here: World, hot: WatchedHot) -> None:
+    await here.limit(3)
+    key = key_id(here.workflow, "k")
+    await here.reads.rooms({key: (await here.submit(concurrency_key="k", pinned=True))[0]})
+    await here.database.hot.fetch(
+        "INSERT INTO blocked SELECT team_id, $1, lane_id, 0, task_id FROM task_live ORDER BY task_id LIMIT 20000", key
+    )
+    hot._watched.blocks = 0
+
+    moved = await hot.wake(here.team, {key})
+    await hot.wake(here.team, None)
+    await hot.park([(lane_id, 0, uuid4()) for _, lane_id in moved])
+    await PlacementReads(hot._watched).rooms({key: uuid4()})  # type: ignore[arg-type]
+
+    assert len(moved) == LANES
+    _by_index(hot._watched, blocks=3_000)
+    await here.database.hot.fetch("DELETE FROM blocked")
+    await here.database.hot.fetch("UPDATE workflow SET version = 1 WHERE id = $1", here.workflow)
+
+
+async def test_who_holds_a_key_is_read_by_index(here: World, cold: Watched) -> None:
+    await here.limit(3)
+    [task] = await here.submit(concurrency_key="who", pinned=True)
+    await here.reads.rooms({key_id(here.workflow, "who"): task})
+
+    found = await keys_around(cold, [here.team], [task], most=1000)  # type: ignore[arg-type]
+
+    assert list(found) == [task]
+    _by_index(cold, blocks=300)
+    await here.database.hot.fetch("UPDATE workflow SET version = 1 WHERE id = $1", here.workflow)
 
 
 FILTERS = {

@@ -54,6 +54,7 @@ class Cast:
     keys: dict[str, tuple[str, UUID]] = field(default_factory=dict)
     answers: dict[Where, TaskState] = field(default_factory=dict)  # of each lease that its agent has finished
     owed: dict[Where, UUID] = field(default_factory=dict)  # ended by others; its agent has not let go of the slot
+    swept: bool = False  # since the last full placement: what lost agents let go of besides leases is found by it
     happened: Counter[str] = field(default_factory=Counter)
 
     # People
@@ -270,6 +271,7 @@ class Cast:
         overdue = {(row["task_id"], row["lease_no"]): row["agent_id"] for row in await self.world.admin.fetch(_LATE)}
         before = {where: await self.world.living(where[0]) for where in expected}
         await self.world.leases.reclaim()
+        self.swept = True
         await self.world.scheduler.settle()
         for where, row in before.items():
             after = await self.world.living(where[0])

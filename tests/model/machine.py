@@ -34,7 +34,7 @@ from app.services.dispatch import AgentConnection
 from app.services.tasks import TaskFilter
 from app.storage.local import LocalStore
 from tests.model.acts import Box, Cast
-from tests.model.promises import Present, Watcher, Witness, idle_beside_waiting
+from tests.model.promises import Present, Watcher, Witness, idle_beside_waiting, parked_beside_a_permit
 from tests.model.world import TIMINGS, ModelWorld
 from tests.waiting import until
 
@@ -45,7 +45,7 @@ BEHIND = st.sampled_from([0, 0, 0, 0, 1, 2])
 AHEAD = st.sampled_from([1, 1, 0, 2])
 """How far a report's number is from the last one."""
 NAMES = st.sampled_from(["a", "b", "c"])
-WORKFLOW = st.sampled_from(["once", "again"])
+WORKFLOW = st.sampled_from(["once", "again", "shared"])
 STEP = 12.0  # seconds: less than the gap that counts as our own absence
 
 
@@ -248,6 +248,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def place(self) -> None:
         """After a full pass nothing waits beside a free slot."""
         self.run(self.world.scheduler.place_all())
+        self.cast.swept = False
         assert not idle_beside_waiting(self.run(Present.read(self.world.admin, self.cast.team.id)))
 
     # Deep paths
@@ -366,6 +367,8 @@ class LeaseMachine(RuleBasedStateMachine):
         for watcher in self.watching:
             watcher.check(now.events[str(watcher.task_id)])
         await self.cast.check_owed()
+        self.cast.happened["parked"] += bool(now.blocked)
+        assert self.cast.swept or not parked_beside_a_permit(now), "nothing is parked beside a free permit"
 
     async def _end(self) -> None:
         """Every view that may go on has heard everything in the end."""

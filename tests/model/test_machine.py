@@ -27,6 +27,7 @@ DEEP = {
     "outage",
     "sweep ended some",
     "due some",
+    "parked",
     "submit again",
     "submit conflict",
     "connect taken",

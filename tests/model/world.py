@@ -42,6 +42,10 @@ TIMINGS = Timings()  # as in production: it is the clock that is moved
 WORKFLOWS: Sequence[dict[str, Any]] = (
     {"slug": "once", "name": "Once", "timeout": 60},
     {"slug": "again", "name": "Again", "timeout": 60, "retry": {"max": 2, "on": ["failed", "agent_lost", "timed_out"]}},
+    {
+        **{"slug": "shared", "name": "Shared", "timeout": 60, "retry": {"max": 2, "on": ["failed", "agent_lost"]}},
+        "concurrency": {"key": "{{ parameters.title }}", "limit": 1},
+    },
 )
 COMMON: dict[str, Any] = {
     "runtime": "command",
@@ -53,7 +57,7 @@ COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Team:
-    """A team with its owner, a member, two workflows and an agent key."""
+    """A team with its owner, a member, three workflows and an agent key."""
 
     id: UUID
     owner: Viewer
@@ -146,7 +150,7 @@ async def _wired(
     stack.push_async_callback(scheduler.settle)
     feed = await FeedService(bus, reads, times=FeedTimes(poll=1.0, tick=0.0)).open()
     stack.push_async_callback(feed.close)
-    workflows = WorkflowService()
+    workflows = WorkflowService(limits_changed=scheduler.changed)
     uploads = UploadService(store, largest=2**20, link_life=timedelta(minutes=5))
     credentials = CredentialService(bus=bus, pepper=b"pepper" * 6)
     stack.push_async_callback(credentials.close)
@@ -201,7 +205,7 @@ CREATE OR REPLACE FUNCTION app_now() RETURNS timestamptz LANGUAGE sql VOLATILE P
   AS 'SELECT clock_timestamp() + make_interval(secs => seconds) FROM test_clock';
 """
 _FORGET = """
-DELETE FROM task_live; DELETE FROM ready; DELETE FROM later; DELETE FROM slot; DELETE FROM agent_session;
+DELETE FROM task_live; DELETE FROM ready; DELETE FROM blocked; DELETE FROM later; DELETE FROM slot; DELETE FROM agent_session;
 DELETE FROM duty; DELETE FROM outbox; UPDATE test_clock SET seconds = 0;
 INSERT INTO duty (name, ran_at, floor_at) VALUES ('leases', app_now(), app_now());
 """
