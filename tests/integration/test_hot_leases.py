@@ -66,6 +66,20 @@ async def test_a_beat_keeps_the_session(here: World) -> None:
     assert await here.hot.sweep() == []
 
 
+async def test_a_session_that_is_locked_keeps_no_other_silent(here: World) -> None:
+    held, free = await here.connect(name="held"), await here.connect(name="free")
+    await here.pass_time(20)
+
+    async with here.hot.transaction() as stuck:
+        await stuck.execute("SELECT FROM agent_session WHERE agent_id = $1 FOR NO KEY UPDATE", held.agent_id)
+        signs = [(held.agent_id, held.session_no, 0.0), (free.agent_id, free.session_no, 0.0)]
+        assert await here.hot.beat(signs) == [True, True]
+        assert await here.hot.beat([(held.agent_id, 99, 0.0)]) == [False]
+
+    silent = await here.hot.fetch("SELECT agent_id FROM agent_session WHERE seen_at < app_now() - interval '10 s'")
+    assert [row["agent_id"] for row in silent] == [held.agent_id]
+
+
 async def test_the_retry_policy_brings_a_lost_task_back(here: World) -> None:
     agent = await here.connect()
     fenced = await here.running(agent, retry_max=1, retry_on=("agent_lost",))
