@@ -2,7 +2,7 @@
 
 Lock and snapshot rules, which every statement here keeps:
 
-1. Lock order: agent_session < slot (agent_id, no) < semaphore (team, key) < task_live/ready (task_id) < inserts
+1. Lock order: agent_session < slot (agent_id, no) < semaphore (key_id) < task_live/ready (task_id) < inserts
    (idempotency by key first). `cancel` takes task_live then ready; `place` takes ready then task_live, but only with
    SKIP LOCKED, so there is no cycle.
 2. Every statement on several rows locks first, in a CTE with ORDER BY .. FOR [NO KEY] UPDATE; a sorted array is not
