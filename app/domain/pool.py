@@ -240,6 +240,11 @@ class Standing:
     marked: int = 0
     running: tuple[Idle, ...] = ()
 
+    @property
+    def opens(self) -> bool:
+        """Whether it may start an agent at all."""
+        return self.enabled and not self.removed and not self.resting and self.living < self.max_agents
+
 
 @dataclass(frozen=True, slots=True)
 class Stranded:
@@ -288,7 +293,7 @@ class _Room:
 
     def __init__(self, pool: Standing) -> None:
         self.pool = pool
-        self._left = 0 if pool.resting else max(0, pool.max_agents - pool.living)
+        self._left = pool.max_agents - pool.living if pool.opens else 0
         self._spare = max(0, pool.coming * pool.slots - pool.marked)
 
     def fit(self) -> tuple[int, str]:

@@ -204,12 +204,12 @@ async def forget(db: Database, *, days: int) -> int:
 
 async def _stranded(c: Connection, team_id: UUID, pools: Sequence[Standing]) -> list[Stranded]:
     """The tasks that no live agent could run and that one of the pools could, in the order of the queue."""
-    offers = [sorted(pool.labels) for pool in pools if pool.enabled and not pool.removed]
+    offers = [pool.labels for pool in pools if pool.opens]
     if not offers:
         return []
     rows = await c.fetch(_REQUIREMENTS, team_id)
     fitting = {
-        row["id"]: frozenset(row["labels"]) for row in rows if any(set(row["labels"]) <= {*offer} for offer in offers)
+        row["id"]: frozenset(row["labels"]) for row in rows if any(offer.issuperset(row["labels"]) for offer in offers)
     }
     found = await c.fetch(_HEADS, team_id, list(fitting), MOST, [*task_sources(Verb.PROVISION)])
     return [Stranded(row["task_id"], fitting[row["requirement_id"]]) for row in found]

@@ -86,12 +86,7 @@ class LaunchService:
 
     async def scale(self) -> int:
         """System verb: ask for the agents that pools need, retire those that they do not; returns how many of both."""
-        changed = 0
-        for team_id in await launches.teams(self._database):
-            done = await launches.scale(self._database, team_id, [*self._provisioners], time_scale=self._time_scale)
-            self._tell(done.moved)
-            changed += len(done.starts) + len(done.retired)
-        return changed
+        return sum([await self._scale(team_id) for team_id in await launches.teams(self._database)])
 
     async def attend(self) -> int:
         """System verb: the next step of every launch that is this replica's to drive; returns how many moved."""
@@ -113,6 +108,18 @@ class LaunchService:
             await provisioner.close()
             if mine:
                 await self._close(kind, mine)
+
+    async def _scale(self, team_id: UUID) -> int:
+        """One team that cannot be looked at keeps no other one waiting."""
+        try:
+            done = await launches.scale(self._database, team_id, [*self._provisioners], time_scale=self._time_scale)
+        except Unavailable:
+            raise
+        except Exception:
+            log.exception("the pools of a team could not be looked at", extra={"team": str(team_id)})
+            return 0
+        self._tell(done.moved)
+        return len(done.starts) + len(done.retired)
 
     async def _close(self, kind: ProvisionerKind, mine: frozenset[UUID]) -> None:
         try:
