@@ -5,6 +5,7 @@ One replica serves all tests; each has agents and a workflow of its own. Every t
 
 import asyncio
 import os
+import shutil
 import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -14,11 +15,11 @@ from uuid import UUID
 import pytest
 
 from tests.e2e.tasks import Watch, events, read, submit
-from tests.e2e.world import set_up, world_in
+from tests.e2e.world import AgentProcess, set_up, world_in
 from tests.faults.proxy import Delay, Drip, Fault, Hold, Lose, Proxy, proxy_to
 from tests.faults.puppet import Puppet, puppet
 from tests.faults.site import COUNTING, Job, Site, raw, slots_free
-from tests.faults.world import LEASE, PATIENCE, QUICK, Servers, admin, present, states, whole
+from tests.faults.world import KILLED, LEASE, PATIENCE, QUICK, Servers, admin, present, states, whole
 from tests.waiting import until
 
 CALM = {"RUNYARD_LEASE": "60"}  # seconds, scaled: twice the time that a busy machine may stop us
@@ -60,6 +61,46 @@ async def quiet(site: Site) -> AsyncIterator[Job]:
     job = await site.job("quiet", QUIET)
     yield job
     await job.end()
+
+
+# -- row 11: an agent that dies; deaths around an upload are in test_store.py
+
+
+async def test_row_11_an_agent_that_dies_with_an_order_in_its_hands_costs_no_attempt(quiet: Job) -> None:
+    site = quiet.site
+    dying = await quiet.agent()
+    os.kill(dying.pid, signal.SIGSTOP)  # what it is given now it cannot acknowledge
+    task_id = await submit(site.client, quiet.slug)
+    await _reaches(quiet, task_id, "QUEUED")
+
+    killed = await dying.kill()
+    await _reaches(quiet, task_id, "WAITING")
+    heir = await quiet.agent()
+    heir.gate.touch()
+    await _reaches(quiet, task_id, "COMPLETED")
+
+    assert killed == KILLED
+    ended = await present(site.database_url, raw(task_id))
+    assert (ended["attempts"], ended["lease_no"]) == (1, 2)
+    await slots_free(site.database_url, quiet.slug)
+
+
+async def test_row_11_an_agent_that_dies_at_work_leaves_it_to_another(counting: Job) -> None:
+    site = counting.site
+    dying = await counting.agent()
+    watch, following = await _watching(counting)
+
+    killed = await dying.kill()
+    await _hears(watch, lambda: watch.states[-1] == "WAITING")
+    heir = await counting.agent()
+    heir.gate.touch()
+
+    assert await following
+    assert killed == KILLED
+    assert watch.states == [*FIRST, "WAITING", "QUEUED", "RUNNING", "COMPLETED"]
+    ended = await present(site.database_url, raw(watch.task_id))
+    assert (ended["attempts"], ended["lease_no"]) == (2, 2)
+    await _settled(counting, watch)
 
 
 # -- row 12: a zombie
@@ -111,6 +152,75 @@ async def test_row_12_every_word_of_a_zombie_is_refused(quiet: Job) -> None:
     await _reaches(quiet, task_id, "COMPLETED")
     outputs = (await read(quiet.site.client, task_id))["outputs"]["nodes"]
     assert [each["name"] for each in outputs] == ["result.txt"]
+
+
+# -- row 13: two that say they are one
+
+
+async def test_row_13_a_clone_is_told_that_its_name_is_taken_and_disturbs_nobody(counting: Job) -> None:
+    site = counting.site
+    agent = await counting.agent()
+    clone = _clone(counting, agent)
+    watch, following = await _watching(counting)
+    await clone.start()
+
+    await until(lambda: clone.log.count("asks this agent to come back") >= 2, within=PATIENCE, what="it is refused")
+    await _more(watch, 10)
+    connections = agent.log.count("connected by")
+    agent.gate.touch()
+
+    assert await following
+    assert (connections, clone.log.count("connected by")) == (1, 0)
+    assert watch.states == [*FIRST, "COMPLETED"]
+    await clone.end()
+    await _settled(counting, watch)
+    assert (await present(site.database_url, raw(watch.task_id)))["lease_no"] == 1
+
+
+async def test_row_13_a_second_connection_of_one_process_takes_over_what_the_first_one_holds(quiet: Job) -> None:
+    task_id = await submit(quiet.site.client, quiet.slug)
+    async with puppet(quiet, "twin") as first, puppet(quiet, "twin") as second:
+        await first.connect()
+        token = await first.take()
+        taken_over = await second.connect(holding=[token], secret=first.secret)
+        before = await _everything(quiet, task_id)
+
+        old = _verdict(await first.say("report", reports=[_report(token, 1)]), token)
+        beat = await first.say("beat", holding=[token])
+        assert await _everything(quiet, task_id) == before
+        new = _verdict(await second.say("report", reports=[_report(token, 1)]), token)
+        end = await second.say("finish", results=[{**_report(token, 2), "outcome": "COMPLETED"}])
+
+    assert (taken_over["keep"], taken_over["drop"]) == ([token], [])
+    assert second.session > first.session
+    assert (old, beat, new, end[0]["status"]) == ("LEASE_LOST", "LEASE_LOST", "ACCEPTED", "ENDED")
+    await slots_free(quiet.site.database_url, quiet.slug)
+
+
+async def test_row_13_a_restarted_agent_gives_up_what_it_ran_before_at_once(counting: Job) -> None:
+    agent = await counting.agent()
+    watch, following = await _watching(counting)
+
+    killed = await agent.kill()
+    await agent.start()
+    await _hears(watch, lambda: watch.states[-1] == "RUNNING" and len(watch.states) > len(FIRST))
+    agent.gate.touch()
+
+    assert await following
+    assert killed == KILLED
+    assert watch.states == [*FIRST, "WAITING", "QUEUED", "RUNNING", "COMPLETED"]
+    reasons = [event["reason"] for event in watch.received if event["__typename"] == "TaskStatusChanged"]
+    assert reasons[len(FIRST)] == "AGENT_RESTARTED"  # not lost: nobody waited for the end of its lease
+    await _settled(counting, watch)
+
+
+def _clone(job: Job, agent: AgentProcess) -> AgentProcess:
+    """Another process with the name and the secret of this one, copied while it runs nothing."""
+    directory = job.site.world.directory / f"{agent.name}-clone"
+    clone = AgentProcess(agent.name, directory, agent.url, job.site.team.agent_key, labels=[job.slug])
+    job.site.world.programs.append(clone)
+    shutil.copytree(agent.directory / "state", directory / "state", ignore=shutil.ignore_patterns("work*"))
+    return clone.offers(job.command, job.source)
 
 
 # -- row 14: the agent's link
@@ -297,6 +407,11 @@ async def _all_words(zombie: Puppet, token: str, output_id: str) -> list[str]:
     ]
     await zombie.say("release", tokens=[token])  # may be answered: it is how lost work says that it has stopped
     return [_verdict(answer, token) for answer in answers]
+
+
+def _report(token: str, number: int) -> dict[str, Any]:
+    chunk = {"stream": "STDOUT", "level": "INFO", "firstLine": number, "lines": ["from a twin"]}
+    return {"token": token, "number": number, "events": [chunk]}
 
 
 def _verdict(answer: Any, token: str) -> str:
