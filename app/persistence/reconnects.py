@@ -36,7 +36,8 @@ class Reconnected:
 
     agent_id: UUID
     session_no: int
-    open: bool  # takes new work
+    open: bool  # is given new work
+    accepting: bool  # takes new work, as far as it has said
     living: frozenset[tuple[UUID, int]]
     missing: tuple[Lease, ...]
 
@@ -84,6 +85,7 @@ def _answer(item: Comeback, rows: Sequence[Any]) -> Reconnected:
         agent_id=rows[0]["agent_id"],
         session_no=rows[0]["session_no"],
         open=rows[0]["opens"],
+        accepting=rows[0]["accepting"],
         living=frozenset((row["task_id"], row["lease_no"]) for row in living),
         missing=tuple(
             Lease(row["task_id"], row["agent_id"], row["lease_no"], row["attempt"])

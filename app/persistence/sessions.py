@@ -66,7 +66,8 @@ class Connected:
 
     agent_id: UUID
     session_no: int
-    open: bool  # takes new work
+    open: bool  # is given new work
+    accepting: bool  # takes new work, as far as it has said
     keep: tuple[Lease, ...]
     drop: tuple[Lease, ...]
     missing: tuple[Lease, ...]
@@ -114,8 +115,9 @@ async def _connect(c: Connection, hello: Hello, timings: Timings) -> Connected:
     drained = agent["pause"] == DRAINING and not same
     if drained:
         await c.execute(_PAUSE, hello.team_id, agent["id"], None, None)
-    closed = old is not None and same and (old["suspect"] or not old["accepting"])
-    opens = (agent["pause"] is None or drained) and not closed
+    accepting = old is None or not same or bool(old["accepting"])
+    suspect = old is not None and same and old["suspect"]
+    opens = accepting and not suspect and (agent["pause"] is None or drained)
     session_no = await c.fetchval(
         _BEGIN, agent["id"], hello.team_id, hello.instance_id, hello.replica, hello.slots, same
     )
@@ -128,7 +130,7 @@ async def _connect(c: Connection, hello: Hello, timings: Timings) -> Connected:
         reclaimed = await end_leases(c, timings, [(*_slot_of(row), "restarted") for row in held])
     await _size_slots(c, hello, agent["id"], session_no, opens=opens)
     living = {_lease(row): row["state"] for row in held if row["state"] is not None} if same else {}
-    return _answer(hello, agent["id"], session_no, living, reclaimed, opens=opens)
+    return _answer(hello, agent["id"], session_no, living, reclaimed, opens=opens, accepting=accepting)
 
 
 def _answer(
@@ -139,6 +141,7 @@ def _answer(
     reclaimed: Sequence[Reclaimed],
     *,
     opens: bool,
+    accepting: bool,
 ) -> Connected:
     held = {(lease.task_id, lease.number) for lease in hello.holding}
     alive = {(lease.task_id, lease.number) for lease in living}
@@ -146,6 +149,7 @@ def _answer(
         agent_id=agent_id,
         session_no=session_no,
         open=opens,
+        accepting=accepting,
         keep=tuple(lease for lease in hello.holding if (lease.task_id, lease.number) in alive),
         drop=tuple(lease for lease in hello.holding if (lease.task_id, lease.number) not in alive),
         missing=tuple(

@@ -13,20 +13,14 @@ there; a connection is sent what it has not been told yet. Invariants:
 """
 
 import asyncio
-import hmac
 import logging
 import random
-import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from hashlib import sha256
-from typing import Any
 from uuid import UUID
-
-import orjson
 
 from app.domain import lease as tokens
 from app.domain import report as said
@@ -40,20 +34,22 @@ from app.persistence.database import Database
 from app.persistence.hot import Fenced, Finish, Reclaimed
 from app.persistence.placement import Order, PlacementReads, Standing
 from app.persistence.reconnects import Comeback, Reconnected
-from app.persistence.sessions import Hello, KnownAgent, NameKnown, Taken
+from app.persistence.sessions import Connected, Hello, KnownAgent, NameKnown, Taken
 from app.services.access import AgentIdentity
 from app.services.departure import spread
 from app.services.dispatch import AgentConnection
 from app.services.feed import FeedService
 from app.services.feed_publisher import FeedPublisher
+from app.services.introductions import hashed, new_secret, registration_of
+from app.services.orders import AgentOrder, Assign, Cancel, Reconnect, rest_of
 from app.services.ports import Quota
 from app.services.scheduler import Scheduler
-from app.services.uploads import TaskInput, UploadService
+from app.services.uploads import UploadService
 from app.services.workflows import WorkflowService
 
 log = logging.getLogger(__name__)
 
-LONGEST_SPREAD = 20.0  # seconds; with their pause agents are back before a lease of 30 s ends
+LONGEST_SPREAD = 18.0  # seconds; agents wait up to a fifth longer, and are back before a lease of 30 s ends
 CONNECTS = 10  # of one agent in a minute
 CONNECTING = 256  # agents that connect the long way or wait for it: about a second's worth
 AT_ONCE = 2  # of them, so that reports and others find a connection to the database meanwhile
@@ -71,57 +67,6 @@ class Welcome:
     lease: float
     beat: float
     secret: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assign:
-    """Run a task: acknowledge first, download inputs then."""
-
-    token: str
-    task_id: UUID
-    attempt: int
-    workflow: str
-    runtime: str
-    definition: Mapping[str, Any]
-    parameters: Mapping[str, Any]
-    inputs: Sequence[TaskInput]
-    timeout: float
-    exclusive: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancel:
-    """Stop a task whose lease is over, then release its token."""
-
-    token: str
-    grace: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pause:
-    """Take no new work; what runs goes on."""
-
-    note: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """Take work again after a pause."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Finish what runs, then exit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reconnect:
-    """Close this connection and open another after so many seconds."""
-
-    after: float
-
-
-AgentOrder = Assign | Cancel | Pause | Resume | Drain | Reconnect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +88,7 @@ class _Known:
     """What this process remembers of an agent's newest session; without `holding` nothing was compared yet."""
 
     session_no: int
-    accepting: bool = True
+    accepting: bool | None = None  # as it has said; None: not here
     heard_at: float = 0.0
     holding: frozenset[str] | None = None
     compared_at: float = 0.0
@@ -200,7 +145,7 @@ class ConnectionService:
         held = self._held(checked.holding)
         if (again := await self._reconnect(identity, checked, held)) is not None:
             connection = AgentConnection(identity=identity, agent_id=again.agent_id, session_no=again.session_no)
-            return self._welcome(connection, held, again.living, again.missing)
+            return self._welcome(connection, held, again.living, again)
         async with self._turn():
             return await self._connect(identity, checked, held)
 
@@ -209,7 +154,7 @@ class ConnectionService:
     ) -> Welcome:
         for _ in range(2):  # again where what was found is no longer so, as another first connect took the name
             known = await sessions.find_agent(self._database, identity.team_id, checked.name)
-            secret = _new_secret(identity, checked, known)
+            secret = new_secret(identity, checked, known)
             hello = self._hello(identity, checked, known, secret)
             answer = await sessions.connect(self._database, hello)
             if not isinstance(answer, NameKnown):
@@ -222,7 +167,7 @@ class ConnectionService:
         connection = AgentConnection(identity=identity, agent_id=answer.agent_id, session_no=answer.session_no)
         self._tell_reclaimed(answer.reclaimed)
         living = {(lease.task_id, lease.number) for lease in answer.keep}
-        return self._welcome(connection, held, living, answer.missing, secret)
+        return self._welcome(connection, held, living, answer, secret)
 
     async def _reconnect(
         self, identity: AgentIdentity, checked: Introduction, held: Mapping[str, Lease | None]
@@ -233,8 +178,8 @@ class ConnectionService:
             Comeback(
                 team_id=identity.team_id,
                 name=checked.name,
-                secret_hash=_hashed(checked.secret),
-                registration=_registration(identity, checked),
+                secret_hash=hashed(checked.secret),
+                registration=registration_of(identity, checked),
                 instance_id=checked.instance_id,
                 replica=self._replica,
                 holding=tuple(lease for lease in held.values() if lease),
@@ -246,12 +191,14 @@ class ConnectionService:
         connection: AgentConnection,
         held: Mapping[str, Lease | None],
         living: Collection[tuple[UUID, int]],
-        missing: Sequence[Lease],
+        begun: Connected | Reconnected,
         secret: str | None = None,
     ) -> Welcome:
         """Tell everybody of the new session, and the agent what goes on of what it holds."""
         team_id, agent_id, now = connection.team_id, connection.agent_id, time.monotonic()
-        self._known[agent_id] = _Known(connection.session_no, missing_since=dict.fromkeys(missing, now))
+        self._known[agent_id] = _Known(
+            connection.session_no, accepting=begun.accepting, missing_since=dict.fromkeys(begun.missing, now)
+        )
         self._scheduler.let_go(team_id, agent_id)
         self._publisher.agents_changed(team_id, agent_id)
         self._publisher.agent_look(team_id, agent_id)  # an older connection finds that it is over
@@ -279,7 +226,7 @@ class ConnectionService:
     async def _count(self, identity: AgentIdentity, said: Introduction) -> None:
         """Before any statement; by the secret too, so that who only knows the name uses up nothing of the agent's."""
         if self._times.connects is not None:
-            who = f"connect {identity.team_id} {_hashed(said.secret)} {said.name}"
+            who = f"connect {identity.team_id} {hashed(said.secret)} {said.name}"
             window = timedelta(seconds=self._times.minute)
             if wait := await self._times.connects.take(who, limit=CONNECTS, window=window):
                 raise Busy(f"{said.name!r} has connected more than {CONNECTS} times in a minute", retry_after=wait)
@@ -298,7 +245,7 @@ class ConnectionService:
                     return
                 standing = await self._read(agent)
                 fresh = [order for order in standing.orders if _state(order) not in told]
-                batch: list[AgentOrder] = [] if standing.pause == pause else [_rest(standing)]
+                batch: list[AgentOrder] = [] if standing.pause == pause else [rest_of(standing)]
                 batch += [order for each in fresh if (order := await self._order(agent, each)) is not None]
                 told, pause = {_state(order) for order in standing.orders}, standing.pause
                 if batch:
@@ -428,13 +375,13 @@ class ConnectionService:
     def _hello(
         self, identity: AgentIdentity, checked: Introduction, known: KnownAgent | None, secret: str | None
     ) -> Hello:
-        registration = _registration(identity, checked)
+        registration = registration_of(identity, checked)
         as_before = known is not None and secret is None and known.registration == registration
         return Hello(
             team_id=identity.team_id,
             name=checked.name,
             agent_id=known.id if known else None,
-            secret_hash=_hashed(secret) if secret is not None or known is None else known.secret_hash,
+            secret_hash=hashed(secret) if secret is not None or known is None else known.secret_hash,
             credential_id=identity.credential_id,
             instance_id=checked.instance_id,
             labels=tuple(checked.labels),
@@ -467,16 +414,6 @@ def tell_reclaimed(reclaimed: Sequence[Reclaimed], publisher: FeedPublisher, sch
         scheduler.changed(team_id)
 
 
-def _rest(standing: Standing) -> Pause | Resume | Drain:
-    match standing.pause:
-        case None:
-            return Resume()
-        case sessions.DRAINING:
-            return Drain()
-        case _:
-            return Pause(note=standing.note)
-
-
 def _state(order: Order) -> tuple[UUID, int, bool]:
     return order.task_id, order.lease_no, order.alive
 
@@ -490,33 +427,3 @@ def _lease(token: str, keys: Sequence[bytes]) -> Lease | None:
         return tokens.read(token, keys)
     except LeaseLost:
         return None
-
-
-def _new_secret(identity: AgentIdentity, said: Introduction, known: KnownAgent | None) -> str | None:
-    """A secret for a new name, or None for who shows the one of a known name; raises `Forbidden` for anybody else.
-
-    The answer to a first connect may have been lost: the very process that holds the session, by its random instance id
-    and with the same key, is told a new one.
-    """
-    if known is None:
-        return secrets.token_urlsafe(32)
-    if _proves(said.secret, known.secret_hash):
-        return None
-    if said.secret is None and (known.instance_id, known.credential_id) == (said.instance_id, identity.credential_id):
-        return secrets.token_urlsafe(32)
-    raise Forbidden(f"the name {said.name!r} is known: expected its secret, found another or none")
-
-
-def _registration(identity: AgentIdentity, said: Introduction) -> str:
-    """The hash of all that a connect writes to the agent's row."""
-    pinned = None if identity.workflows is None else sorted(map(str, identity.workflows))
-    told = [said.labels, said.facts, said.slots, said.version, str(identity.credential_id), pinned]
-    return sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-
-def _hashed(secret: str | None) -> str:
-    return sha256((secret or "").encode(errors="surrogatepass")).hexdigest()
-
-
-def _proves(secret: str | None, stored: str) -> bool:
-    return secret is not None and hmac.compare_digest(_hashed(secret), stored)

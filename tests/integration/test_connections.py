@@ -13,8 +13,9 @@ from app.domain.file import RawFile
 from app.domain.lease import Lease, mint, read
 from app.persistence import database
 from app.services import connections as module
-from app.services.connections import Assign, Cancel, Drain, Pause, Reconnect, Resume, Welcome
+from app.services.connections import Welcome
 from app.services.dispatch import AgentResult
+from app.services.orders import Assign, Cancel, Drain, Pause, Reconnect, Resume
 from app.services.tasks import TaskRecord
 from tests.integration.task_log import Watch
 from tests.integration.tasks_world import DOCUMENT, KEYS, World

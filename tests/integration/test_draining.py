@@ -6,7 +6,8 @@ import pytest
 
 from app.persistence import database
 from app.persistence.hot import Fence
-from app.services.connections import Assign, Welcome
+from app.services.connections import Welcome
+from app.services.orders import Assign
 from tests.integration.tasks_world import World
 from tests.integration.test_connections import assigned, listen, told
 from tests.waiting import until
@@ -82,6 +83,16 @@ async def test_nothing_but_its_own_word_opens_its_slots_again(world: World) -> N
     opened.append(await free(again))
 
     assert opened == [0, 0, 0, 2]
+
+
+async def test_who_takes_work_again_over_another_connection_is_given_it(world: World) -> None:
+    welcome = await world.connect()
+    await world.connections.beat(welcome.connection, [], accepting=False)
+    again = await world.connect(secret=welcome.secret)
+
+    await world.connections.beat(again.connection, [], accepting=True)
+
+    assert await free(again) == 1
 
 
 async def test_a_new_process_of_the_agent_takes_work(world: World) -> None:

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from app.interfaces.agents.context import Info
-from app.services.connections import AgentOrder, Assign, Cancel, Pause, Reconnect
+from app.services.orders import AgentOrder, Assign, Cancel, Pause, Reconnect
 from app.services.uploads import TaskInput
 
 

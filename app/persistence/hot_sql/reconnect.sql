@@ -22,7 +22,7 @@ x AS (
   UPDATE agent_session s SET session_no = s.session_no + 1, alive = true, seen_at = now.at, left_at = NULL,
     replica = a.replica, connected_at = now.at
   FROM a, now WHERE s.agent_id = a.agent_id AND s.instance_id = a.instance_id
-  RETURNING s.agent_id, s.session_no, s.slots,
+  RETURNING s.agent_id, s.session_no, s.slots, s.accepting,
     a.pause IS NULL AND s.accepting AND coalesce(s.suspect_until <= now.at, true) AS opens
 ),
 t AS (
@@ -42,5 +42,5 @@ u AS (
   FROM now, slot o JOIN x ON x.agent_id = o.agent_id LEFT JOIN f ON f.agent_id = o.agent_id AND f.no = o.no
   WHERE s.agent_id = o.agent_id AND s.no = o.no
 )
-SELECT a.n, a.agent_id, x.session_no, x.opens, l.task_id, l.lease_no, l.attempt, l.state
+SELECT a.n, a.agent_id, x.session_no, x.opens, x.accepting, l.task_id, l.lease_no, l.attempt, l.state
 FROM a JOIN x ON x.agent_id = a.agent_id LEFT JOIN l ON l.agent_id = a.agent_id ORDER BY a.n, l.task_id
