@@ -87,6 +87,11 @@ class Surface:
         self._doors = doors
         self._rest = rest
         self._drains = drains
+        self._winding_up = False
+
+    def wind_up(self) -> None:
+        """From now on each HTTP answer ends its connection: none is idle, or just used again, when we close."""
+        self._winding_up = True
 
     async def drain(self) -> None:
         """Send every socket elsewhere; returns once they are closed, or have had their time."""
@@ -94,6 +99,8 @@ class Surface:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         serve = self._doors.get(scope["path"], self._rest)
+        if self._winding_up and scope["type"] == "http":
+            send = partial(_last, send)
         if self._tracing is OFF or scope["type"] != "http":
             await serve(scope, receive, send)
         else:
@@ -111,6 +118,12 @@ class Surface:
                 await send(message)
 
             await serve(scope, receive, noting)
+
+
+async def _last(send: Send, message: Message) -> None:
+    if message["type"] == "http.response.start":
+        message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+    await send(message)
 
 
 class _PageOr:

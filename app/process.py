@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-DRAIN = 8  # seconds that requests get to end, once the sockets are gone
+SOCKETS = 9.0  # seconds for all sockets to be sent elsewhere
+DRAIN = 7  # seconds that requests get to end, once the sockets are gone
 AGENT_MESSAGE = 2 * 2**20  # bytes; browsers have a smaller limit of their own
 ASK_AGAIN = 1  # seconds until a database that did not answer is asked again whether there is a user yet
 COLLECT = (5_000, 20, 20)  # new objects, and passes over them, before the garbage collector looks
@@ -154,11 +155,15 @@ class _Server(uvicorn.Server):
 
 async def _drain(app: App, surface: Surface, server: _Server) -> None:
     app.services.health.drain()
+    surface.wind_up()
     try:
         await asyncio.sleep(app.settings.seconds("linger"))
         server.accept_no_more()
         app.services.connections.drain()
-        await surface.drain()
+        async with asyncio.timeout(SOCKETS):
+            await surface.drain()
+    except TimeoutError:
+        log.warning("some sockets did not leave in time")
     finally:
         server.should_exit = True
 

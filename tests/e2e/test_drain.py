@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from collections import defaultdict
 
 import httpx
 import pytest
@@ -58,14 +59,16 @@ async def refused(replica: Replica) -> bool:
 async def test_a_draining_replica_is_red_first_and_then_takes_nothing_new(world: World) -> None:
     replica = world.replica(RUNYARD_LINGER="4")
     await replica.start()
-    seen = list[int]()
+    seen, closing = list[int](), defaultdict[int, set[str]](set)
 
     os.kill(replica.pid, signal.SIGTERM)
 
     async def asked_until_refused() -> bool:
         async with httpx.AsyncClient(trust_env=False) as http:
             try:
-                seen.append((await http.get(f"{replica.url}/readyz")).status_code)
+                answer = await http.get(f"{replica.url}/readyz")
+                seen.append(answer.status_code)
+                closing[answer.status_code].add(answer.headers.get("connection", ""))
             except httpx.TransportError:
                 return True
         return False
@@ -75,6 +78,7 @@ async def test_a_draining_replica_is_red_first_and_then_takes_nothing_new(world:
     assert replica.returncode == 0
     assert 503 in seen
     assert set(seen) <= {200, 503}
+    assert closing[503] == {"close"}  # or a proxy would use the connection again at the moment that it closes
 
 
 async def test_a_request_in_flight_is_answered(world: World) -> None:
