@@ -19,8 +19,8 @@ from app.services.bundle import Services
 from app.services.measures import Measures
 from app.tracing import OFF, Tracing
 
-RATE = Rate(messages=100, size=8 * MIB)
-"""Ten times what an agent says that has much to tell; one that says more is read no faster."""
+RATE = Rate(messages=1000, size=8 * MIB)
+"""Twice what an agent says that runs one task of no length after the other; one that says more is read no faster."""
 
 LIMITS = Limits(
     body=2 * MIB,
