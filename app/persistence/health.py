@@ -6,8 +6,11 @@ from app.persistence.database import Database, migration_names
 
 
 async def write(database: Database) -> None:
-    """Commit one small row; raises `Unavailable`, or the database's own error where it takes no writes."""
-    await database.execute(_WRITE)
+    """Commit one small row, with room on the disk for more; raises `Unavailable`, or the database's own error."""
+    async with database.connection() as connection:
+        await connection.execute(_WRITE)
+        await connection.execute("SET LOCAL work_mem = '64kB'")
+        await connection.fetchval(_ROOM)
 
 
 async def missing_migrations(database: Database) -> list[str]:
@@ -26,5 +29,9 @@ _WRITE = """
 INSERT INTO duty AS d (name, ran_at, floor_at) VALUES ('readiness', app_now(), app_now())
 ON CONFLICT (name) DO UPDATE SET ran_at = app_now()
 """
+
+# More than the memory allowed above: it goes through a file beside the tables. A small row finds room in an old page
+# also where the disk is full.
+_ROOM = "SELECT count(*) FROM generate_series(1, 10000)"
 
 _SEEN = "SELECT name FROM tortoise_migrations WHERE app = 'models'"

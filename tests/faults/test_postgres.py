@@ -6,16 +6,23 @@ fault happened, and that what a client was told in the meantime was only "not no
 
 import asyncio
 import contextlib
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
 from app.demo.client import GraphQLFailed
 from app.persistence.database import migrate
-from tests.e2e.tasks import SUBMIT
+from tests.e2e.tasks import CANCEL, SUBMIT, submit
 from tests.e2e.world import CREATE_WORKFLOW, set_up, shared_servers, world_in
 from tests.faults.load import RETRYABLE, Load
 from tests.faults.proxy import Lose, Proxy, proxy_to
@@ -265,3 +272,158 @@ async def _changes(site: Small) -> str:
     except GraphQLFailed as failed:
         return failed.code
     return "changed"
+
+
+async def test_row_25_a_locked_task_and_a_reader_that_never_ends_hold_nobody_else_up(site: Small) -> None:
+    async with load(site) as clients, admin(site.database_url) as blocker, admin(site.database_url) as reader:
+        await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        await reader.fetchval("SELECT count(*) FROM task")
+        locked = await _lock_a_task(blocker)
+        began = time.monotonic()
+        told = await _cancel(site, locked)
+        waited = time.monotonic() - began
+        took = await clients.more(40)
+        lock_timeouts = _said(site, "canceling statement due to lock timeout")
+        await blocker.execute("ROLLBACK")
+        await reader.execute("ROLLBACK")
+
+    assert told == "UNAVAILABLE"
+    assert 1.5 < waited < ANSWERED  # the limit is 2 s
+    assert lock_timeouts > 0
+    assert took < BACK
+
+
+async def _lock_a_task(connection: "asyncpg.Connection[asyncpg.Record]") -> str:
+    """Lock the row of a task that runs, for as long as the connection's transaction goes on."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            await connection.execute("BEGIN")
+            found = await connection.fetchval(_LOCK)
+            if found is not None:
+                return f"task_{found}"
+            await connection.execute("ROLLBACK")
+
+
+async def _cancel(site: Small, task: str) -> str:
+    try:
+        await site.client.change(CANCEL, taskIds=[task])
+    except GraphQLFailed as failed:
+        return failed.code
+    return "cancelled"
+
+
+def _said(site: Small, line: str) -> int:
+    """How often the server's log has this line."""
+    return site.postgres.log_file.read_text().count(line)
+
+
+_LOCK = "SELECT task_id FROM task_live WHERE state = 'running' LIMIT 1 FOR UPDATE SKIP LOCKED"
+
+
+async def test_row_26_a_database_without_a_free_connection_sheds_and_recovers(site: Small) -> None:
+    refused = _said(site, "too many clients already")
+    async with load(site) as clients, contextlib.AsyncExitStack() as stack:
+        site.network.refuse = True
+        site.network.reset()
+        hogs = await _take_all(site, stack)
+        site.network.heal()
+        await until(lambda: is_red(site), within=PATIENCE, what="readiness is red")
+        await until(
+            lambda: _said(site, "too many clients already") > refused + 1, within=PATIENCE, what="it is refused"
+        )
+        told = await _read(site)
+        await stack.aclose()
+        took = await clients.more(20)
+
+    assert hogs > CONNECTIONS
+    assert told == "UNAVAILABLE"
+    assert clients.told["UNAVAILABLE"] > 0
+    assert took < BACK
+    await until(lambda: is_ready(site), within=BACK, what="ready again")
+
+
+async def _take_all(site: Small, stack: contextlib.AsyncExitStack) -> int:
+    """Open connections until the server refuses; how many there were."""
+    for number in itertools.count():
+        try:
+            hog = await asyncpg.connect(site.database_url)
+        except asyncpg.TooManyConnectionsError:
+            return number
+        stack.push_async_callback(hog.close)
+    raise AssertionError("unreachable")
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A folder with room for 64 MiB, which the server can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="runyard-disk-"))
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=0777", "tmpfs", folder], check=False)
+    try:
+        if mounted.returncode != 0:
+            pytest.skip("expected to be root with the right to mount a small disk")
+        folder.chmod(0o777)
+        yield folder
+    finally:
+        if mounted.returncode == 0:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+async def test_row_26_a_full_disk_fails_changes_cleanly_and_leaves_reads(site: Small, small_disk: Path) -> None:
+    (tables := small_disk / "tables").mkdir()
+    shutil.chown(tables, *_owner(site.postgres))
+    await site.postgres.execute(f"CREATE TABLESPACE small LOCATION '{tables}'")
+    await site.postgres.execute("CREATE DATABASE small TABLESPACE small")
+    url = site.postgres.url("small")
+    await migrate(url)
+    replica = site.world.replica(
+        "small", **{**site.replica.environment, "RUNYARD_DATABASE_URL": url, "RUNYARD_PORT": "0"}
+    )
+    await replica.start()
+    team = await set_up(replica, WORK)
+    client = replica.client(team.integration_key)
+    small = Small(site.world, replica, team, url, site.postgres, site.network)
+    first = await submit(client, WORK)
+
+    filler = small_disk / "filler"
+    _fill(filler)
+    async with asyncio.timeout(PATIENCE):
+        while (told := await _submits(small)) == "submitted":
+            pass
+    await until(lambda: is_red(small), within=PATIENCE, what="readiness is red")
+    read = await _read(small)
+    fulls = _said(site, "No space left on device")
+    filler.unlink()
+    await until(lambda: is_ready(small), within=BACK, what="ready again")
+    again = await _submits(small)
+
+    assert (told, read, again) == ("UNAVAILABLE", "answered", "submitted")
+    assert fulls > 0
+    found = (await whole(url)).values()
+    assert raw(first) in {task for each in found for task in each.tasks}
+    await replica.stop()
+    await site.postgres.execute("DROP DATABASE small WITH (FORCE)")
+    await site.postgres.execute("DROP TABLESPACE small")
+
+
+async def _submits(site: Small) -> str:
+    try:
+        await submit(site.client, WORK)
+    except GraphQLFailed as failed:
+        return failed.code
+    return "submitted"
+
+
+def _fill(file: Path) -> None:
+    """Until the disk has no room for another byte."""
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as filler:
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while filler.write(b"x" * size):
+                    pass
+
+
+def _owner(postgres: PostgresServer) -> tuple[int, int]:
+    state = (postgres.directory / "cluster").stat()
+    return state.st_uid, state.st_gid
