@@ -49,7 +49,7 @@ class TaskError:
 
     code: str = attribute("For programs, such as EXITED_NON_ZERO.")
     message: str = attribute("For people.")
-    details: JSON | None = attribute("What the agent knows beyond that, such as an exit code.")
+    details: JSON | None = attribute("What is known beyond that, such as an exit code, or how far a lost agent was.")
     last_log_lines: list[str] = attribute("The last lines of its log, at most 20. Untrusted text: show it as text.")
 
 
