@@ -28,6 +28,7 @@ from tests.waiting import until
 KINDS = ("replica_kill", "agent_kill", "agent_stop", "redis_kill", "database_restart", "link_fault")
 PAIRED = ("replica_kill", "agent_stop", "redis_kill", "database_restart")
 PAIRS = frozenset(frozenset(pair) for pair in itertools.combinations(PAIRED, 2))
+MANY = ("agent_kill", "agent_stop")  # several may be away at a time; of the others it is one
 USUAL = 240.0  # seconds of a run for which these are meant; a shorter one has the rare ones as often
 RARE = {"redis_kill": 45.0, "database_restart": 60.0}
 TRIES = 4  # of each pair in the end, where it never met
@@ -61,34 +62,31 @@ class Nemesis:
     _over: asyncio.Event = field(default_factory=asyncio.Event)
     _away: set[str] = field(default_factory=set)  # agents that are down or stopped
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
-    _under_way: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self) -> None:
-        """Until `stop`; raises what a fault of the test itself raised."""
+        """Until `stop`, and until all is mended; raises what a fault of the test itself raised."""
         loops = [
-            self._every("replica_kill", 10, 25),
-            self._every("agent_kill", 4, 6),
-            self._every("agent_stop", 18, 22),
-            self._every("link_fault", 13, 17),
-            *(self._every(kind, 0.9 * self._rare(kind), 1.1 * self._rare(kind)) for kind in RARE),
+            ("replica_kill", 10.0, 25.0),
+            ("agent_kill", 4.0, 6.0),
+            ("agent_stop", 18.0, 22.0),
+            ("link_fault", 13.0, 17.0),
+            *((kind, 0.9 * self._rare(kind), 1.1 * self._rare(kind)) for kind in RARE),
         ]
         async with asyncio.TaskGroup() as group:
-            for loop in loops:
-                group.create_task(loop)
+            for kind, least, most in loops:
+                group.create_task(self._every(group, kind, least, most))
 
-    async def stop(self) -> None:
-        """No fault begins any more; returns once the last has been mended."""
+    def stop(self) -> None:
+        """No fault begins any more."""
         self._over.set()
-        while self._under_way:
-            await asyncio.gather(*self._under_way)
 
     async def meet(self) -> None:
         """Bring about each pair that chance did not."""
-        chance = random.Random(f"{self.seed} meet")
         for pair in sorted(sorted(pair) for pair in PAIRS):
-            for _ in range(TRIES):
+            for number in range(TRIES):
                 if frozenset(pair) not in self.met:
-                    await asyncio.gather(*(self._strike(kind, chance, delay=chance.random()) for kind in pair))
+                    chances = [random.Random(f"{self.seed} meet {number} {kind}") for kind in pair]
+                    await asyncio.gather(*map(self._strike, pair, chances))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -108,23 +106,24 @@ class Nemesis:
     def _rare(self, kind: str) -> float:
         return RARE[kind] * min(1.0, self.seconds / USUAL)
 
-    async def _every(self, kind: str, least: float, most: float) -> None:
-        chance = random.Random(f"{self.seed} {kind}")
-        while await run_until(self._over, chance.uniform(least, most)):
+    async def _every(self, group: asyncio.TaskGroup, kind: str, least: float, most: float) -> None:
+        pauses = random.Random(f"{self.seed} {kind}")
+        for number in itertools.count():
+            if not await run_until(self._over, pauses.uniform(least, most)):
+                return
             partner = next((other for other in PAIRED if frozenset((kind, other)) in PAIRS - set(self.met)), None)
-            kinds = [kind] if partner is None else [kind, partner]
-            strikes = [asyncio.create_task(self._strike(each, chance, delay=chance.random())) for each in kinds]
-            self._under_way.update(strikes)
-            for strike in strikes:
-                strike.add_done_callback(self._under_way.discard)
-            if kind != "agent_kill" and kind != "agent_stop":  # of those several may be away
-                await asyncio.gather(*strikes)
+            strikes = [
+                group.create_task(self._strike(each, random.Random(f"{self.seed} {kind} {number} {each}")))
+                for each in ([kind] if partner is None else [kind, partner])
+            ]
+            if kind not in MANY:
+                await asyncio.wait(strikes)
 
-    async def _strike(self, kind: str, chance: random.Random, *, delay: float) -> None:
+    async def _strike(self, kind: str, chance: random.Random) -> None:
         """One fault, mended; of some kinds there is one at a time."""
-        await asyncio.sleep(delay)
+        await asyncio.sleep(chance.random())
         deed: Callable[[random.Random], Awaitable[None]] = getattr(self, f"_{kind}")
-        if kind in ("agent_kill", "agent_stop"):
+        if kind in MANY:
             await deed(chance)
             return
         async with self._locks.setdefault(kind, asyncio.Lock()):
@@ -183,7 +182,9 @@ class Nemesis:
                 proxy.reset()
             else:
                 chance.choice([proxy.up.become, proxy.down.become, proxy.both])(fault)
-            await run_until(self._over, chance.uniform(1, 10))
+            # What is held for longer than a lease is said by a zombie when it arrives.
+            least = 1.2 * self.site.lease if isinstance(fault, Hold) else 1
+            await run_until(self._over, chance.uniform(least, 10))
             if not self._over.is_set():
                 with contextlib.suppress(AssertionError):
                     await until(lambda: _effects(proxy) > before, within=EFFECT)
@@ -202,7 +203,7 @@ class Nemesis:
             self._away.discard(agent.name)
 
 
-_BAD: Sequence[Fault | None] = (None, Lose(), Hold(), Delay(0.3), Drip(4_000), Cut(5_000))
+_BAD: Sequence[Fault | None] = (None, Lose(), Hold(), Hold(), Delay(0.3), Drip(4_000), Cut(5_000))
 
 
 def _effects(proxy: Proxy) -> int:
@@ -217,6 +218,8 @@ async def _started(replica: Replica) -> None:
         try:
             return await replica.start()
         except AssertionError:
+            if replica.returncode is None:
+                await replica.kill()
             if time.monotonic() > deadline:
                 raise
             await asyncio.sleep(0.5)

@@ -161,9 +161,9 @@ async def _load(site: Site, nemesis: Nemesis) -> None:
     try:
         await _until_enough(site, striking)
         if FAULTS:
-            await nemesis.stop()
-            await nemesis.meet()
+            nemesis.stop()
             await striking
+            await nemesis.meet()
     finally:
         striking.cancel()
         for _, proxy in site.links:

@@ -126,7 +126,7 @@ async def site_in(folder: Path, bucket: S3Config, crowd: Crowd, *, seed: int, fa
             links.append((f"agents and replica{number}", proxy))
         assert team is not None
         for slug in ("pretend", "real"):
-            await team.add_workflow(replicas[0].url, slug, retry=RETRY)
+            await team.add_workflow(replicas[0].url, slug, retry=RETRY, timeout="PT4S")  # a few run into it
         site = Site(folder, postgres, valkey, replicas, links, [], [], team)
         await _add_agents(site, world, crowd)
         await _add_clients(site, world, crowd, seed=seed, faults=faults)
