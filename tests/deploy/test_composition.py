@@ -28,6 +28,8 @@ from tests.waiting import until
 
 CADDY = shutil.which("caddy")
 PATIENCE = 90.0  # seconds
+
+pytestmark = pytest.mark.timeout(300)
 # Where the gate runs it is installed: there its absence fails.
 needs_proxy = pytest.mark.skipif(CADDY is None and not os.environ.get("REQUIRE_CADDY"), reason="no caddy in PATH")
 

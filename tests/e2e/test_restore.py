@@ -20,6 +20,8 @@ from tests.waiting import until
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 PATIENCE = 90.0  # seconds
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 async def empty(tmp_path: Path) -> AsyncIterator[PostgresServer]:

@@ -3,6 +3,7 @@
 import json
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.collector import attributes, collecting
@@ -11,6 +12,8 @@ from tests.e2e.world import AgentProcess, Replica, World, set_up
 from tests.waiting import until
 
 PATIENCE = 60.0  # seconds
+
+pytestmark = pytest.mark.timeout(300)
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 FAILING = "raise SystemExit(3)"
 

@@ -21,6 +21,8 @@ from tests.waiting import until
 QUICK = {"RUNYARD_TIME_SCALE": "0.1", "RUNYARD_OPERATION": "100"}
 PATIENCE = 90.0  # seconds
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def workers(replica: Replica) -> dict[int, Process]:
     """The workers that live, by their numbers."""
