@@ -209,13 +209,14 @@ async def hold(agent: SimulatedAgent, order: dict[str, Any]) -> None:
         await asyncio.Event().wait()
 
 
-def report(token: str, number: int, *lines: str, first: int = 1) -> dict[str, Any]:
-    """A report of lines, of which the first has the number `first` in the attempt's log."""
+def report(token: str, number: int, *lines: str, first: int = 1, step: int | None = None) -> dict[str, Any]:
+    """A report of lines, of which the first has the number `first` in the attempt's log, and of a step of progress."""
     chunk = {"stream": "STDOUT", "level": "INFO", "firstLine": first, "lines": list(lines)}
-    return {"token": token, "number": number, "events": [chunk] if lines else [], "progress": None}
+    progress = None if step is None else {"step": step, "total": 100}
+    return {"token": token, "number": number, "events": [chunk] if lines else [], "progress": progress}
 
 
-def result(token: str, number: int, *lines: str, first: int = 1) -> dict[str, Any]:
+def result(token: str, number: int, *lines: str, first: int = 1, step: int | None = None) -> dict[str, Any]:
     """The last report, by which the task is completed."""
     end = {"outcome": "COMPLETED", "error": None, "result": None}
-    return {**report(token, number, *lines, first=first), **end}
+    return {**report(token, number, *lines, first=first, step=step), **end}

@@ -99,8 +99,10 @@ async def test_row_15_messages_that_come_twice_and_out_of_order_count_once(world
         task = await submit(replica.client(team.integration_key), "work")
         token = (await agent.order())["token"]
         take = ("acknowledge", {"tokens": [token]})
-        first, second, third = (("report", {"reports": [report(token, n, f"line {n}", first=n)]}) for n in range(1, 4))
-        end = ("finish", {"results": [result(token, 4, "line 4", first=4)]})
+        first, second, third = (
+            ("report", {"reports": [report(token, n, f"line {n}", first=n, step=n)]}) for n in range(1, 4)
+        )
+        end = ("finish", {"results": [result(token, 4, "line 4", first=4, step=4)]})
 
         early = await agent.at_once(first, end)
         taken = await agent.at_once(take, take, take)
@@ -123,7 +125,8 @@ async def test_row_15_messages_that_come_twice_and_out_of_order_count_once(world
     assert [late[0]["status"], late[1]["status"], late[3]] == ["LEASE_LOST"] * 3
     assert [row["body"]["lines"] for row in log if row["kind"] == "log"] == [[f"line {n}"] for n in range(1, 5)]
     assert [row["seq"] for row in log] == list(range(1, 9))
-    assert (await present(servers.database_url, task))["attempts"] == 1
+    end_row = await present(servers.database_url, task)
+    assert (end_row["attempts"], end_row["lease_no"], end_row["progress"]["step"]) == (1, 1, 4)
     assert await states(servers.database_url, task) == ["pending", "queued", "running", "completed"]
     await whole(servers.database_url, ended=1)
 
