@@ -41,6 +41,7 @@ from app.services.connections import AgentTimes, ConnectionService
 from app.services.credentials import CredentialService
 from app.services.dispatch import DispatchService
 from app.services.feed import FeedService, FeedTimes
+from app.services.feed_hints import Looks
 from app.services.feed_publisher import FeedPublisher
 from app.services.health import HealthService
 from app.services.housekeeping import HousekeepingService
@@ -216,11 +217,13 @@ async def _services(
     clock: Clock,
     measures: Measures,
 ) -> tuple[Services, tuple[Loop, ...]]:
-    publisher = FeedPublisher(bus, measures=measures)
+    looks = Looks()
+    publisher = FeedPublisher(bus, measures=measures, looks=looks)
     placement = PlacementReads(database)
     scheduler = Scheduler(placement, database.batched, publisher, epoch=lambda: database.log_epoch)
     stack.push_async_callback(scheduler.settle)
-    feed = await FeedService(bus, FeedReads(database), times=FeedTimes().scaled(settings.time_scale)).open()
+    times = FeedTimes().scaled(settings.time_scale)
+    feed = await FeedService(bus, FeedReads(database), times=times, looks=looks).open()
     stack.push_async_callback(feed.close)
 
     link_life = timedelta(seconds=settings.signed_url)

@@ -7,9 +7,11 @@ the lowest slot number, then the agent's id, which spreads work over the least-l
 caller reads at most k heads for a lane and k slots for an offer: whoever runs into that limit asks for another pass.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from heapq import heapify, heappop, heappush
+from operator import or_
 from uuid import UUID
 
 from app.domain.task import Reason
@@ -40,6 +42,47 @@ class LabelBits:
 def satisfies(offer: int, requirement: int) -> bool:
     """Whether an offer's labels are a superset of a requirement's."""
     return requirement & ~offer == 0
+
+
+class Offers:
+    """Which of these offers (id -> label mask) satisfy a requirement, by an index of labels: no look at each offer.
+
+    Sets of offers travel as bits, one for each offer.
+    """
+
+    def __init__(self, masks: Mapping[int, int]) -> None:
+        self._ids = tuple(masks)
+        self._bits = {id: 1 << place for place, id in enumerate(masks)}
+        self._having: dict[int, int] = {}
+        for id, mask in masks.items():
+            for label in _single_bits(mask):
+                self._having[label] = self._having.get(label, 0) | self._bits[id]
+        self._satisfying: dict[int, int] = {}
+
+    def satisfying(self, requirement: int) -> int:
+        """The offers whose labels are a superset of a requirement's."""
+        found = self._satisfying.get(requirement)
+        if found is None:
+            found = (1 << len(self._ids)) - 1
+            for label in _single_bits(requirement):
+                found &= self._having.get(label, 0)
+            self._satisfying[requirement] = found
+        return found
+
+    def bits(self, ids: Iterable[int]) -> int:
+        """Those of `ids` that are known, as a set."""
+        return reduce(or_, (self._bits.get(id, 0) for id in ids), 0)
+
+    def ids(self, offers: int) -> list[int]:
+        """The members of a set."""
+        return [self._ids[bit.bit_length() - 1] for bit in _single_bits(offers)]
+
+
+def _single_bits(bits: int) -> Iterator[int]:
+    while bits:
+        lowest = bits & -bits
+        yield lowest
+        bits ^= lowest
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +134,7 @@ def plan(
     heads: Iterable[Head],
     slots: Iterable[FreeSlot],
     *,
-    offers: Mapping[int, int],
+    offers: Mapping[int, int] | Offers,
     holding: Mapping[UUID, int],
     rooms: Mapping[UUID, int] | None = None,
 ) -> Plan:
@@ -153,23 +196,23 @@ def _by_lane(heads: Iterable[Head]) -> dict[int, list[Head]]:
 class _Free:
     """The free slots by offer, each list in the order of use, last first."""
 
-    def __init__(self, slots: Iterable[FreeSlot], offers: Mapping[int, int]) -> None:
-        self._offers = offers
-        self._matching: dict[int, Sequence[int]] = {}
+    def __init__(self, slots: Iterable[FreeSlot], offers: Mapping[int, int] | Offers) -> None:
+        self._offers = offers if isinstance(offers, Offers) else Offers(offers)
         self._slots: dict[int, list[FreeSlot]] = {}
         for slot in sorted(slots, key=lambda slot: (slot.no, slot.agent_id), reverse=True):
             self._slots.setdefault(slot.offer_id, []).append(slot)
 
+        self._open = self._offers.bits(self._slots)  # those with a slot left
+
     def take(self, requirement: int) -> FreeSlot | None:
-        stacks = [stack for offer in self._matches(requirement) if (stack := self._slots.get(offer))]
-        if not stacks:
+        fitting = self._offers.ids(self._offers.satisfying(requirement) & self._open)
+        if not fitting:
             return None
-        return min(stacks, key=lambda stack: (stack[-1].no, stack[-1].agent_id)).pop()
+        offer = min(fitting, key=lambda id: (self._slots[id][-1].no, self._slots[id][-1].agent_id))
+        slot = self._slots[offer].pop()
+        if not self._slots[offer]:
+            self._open ^= self._offers.bits((offer,))
+        return slot
 
     def why_not(self, requirement: int) -> Reason:
-        return Reason.ALL_BUSY if self._matches(requirement) else Reason.NO_MATCHING_AGENT
-
-    def _matches(self, requirement: int) -> Sequence[int]:
-        if requirement not in self._matching:
-            self._matching[requirement] = [o for o, mask in self._offers.items() if satisfies(mask, requirement)]
-        return self._matching[requirement]
+        return Reason.ALL_BUSY if self._offers.satisfying(requirement) else Reason.NO_MATCHING_AGENT

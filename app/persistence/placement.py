@@ -74,6 +74,14 @@ class PlacementReads:
         """Every team with a task that may run now."""
         return [row["team_id"] for row in await self._hot.fetch(_WAITING_TEAMS)]
 
+    async def interned(
+        self, team_id: UUID, *, lanes_after: int, offers_after: int
+    ) -> tuple[list[Lane], dict[int, tuple[str, ...]]]:
+        """Both by one statement: the lanes and the offers that were made since, and a few before."""
+        rows = await self._hot.fetch(_INTERNED, team_id, lanes_after - OVERLAP, offers_after - OVERLAP)
+        lanes = [Lane(row["id"], row["submitter_id"], tuple(row["labels"])) for row in rows if row["submitter_id"]]
+        return lanes, {row["id"]: tuple(row["labels"]) for row in rows if not row["submitter_id"]}
+
     async def lanes(self, team_id: UUID, *, after: int) -> list[Lane]:
         """The team's lanes that were made since the one with id `after`, and a few before it."""
         rows = await self._hot.fetch(_LANES, team_id, after - OVERLAP)
@@ -84,9 +92,9 @@ class PlacementReads:
         rows = await self._hot.fetch(_OFFERS, team_id, after - OVERLAP)
         return {row["id"]: tuple(row["labels"]) for row in rows}
 
-    async def heads(self, lane_ids: Collection[int], *, depth: int) -> list[Waiter]:
-        """The first `depth` tasks of each lane, in the lane's order."""
-        rows = await self._hot.fetch(_HEADS, list(lane_ids), depth)
+    async def heads(self, depths: Mapping[int, int]) -> list[Waiter]:
+        """The first tasks of each lane (id -> how many at most), in the lane's order."""
+        rows = await self._hot.fetch(_HEADS, list(depths), list(depths.values()))
         return [Waiter(row["lane_id"], row["rank"], row["task_id"], row["key_id"]) for row in rows]
 
     async def rooms(self, keys: Mapping[UUID, UUID]) -> dict[UUID, int]:
@@ -148,6 +156,13 @@ UNION
 SELECT t.id FROM team t CROSS JOIN LATERAL (SELECT FROM blocked b WHERE b.team_id = t.id LIMIT 1) parked
 """
 
+_INTERNED = """
+SELECT l.id, l.submitter_id, r.labels FROM lane l JOIN requirement r ON r.id = l.requirement_id
+WHERE l.team_id = $1 AND l.id > $2
+UNION ALL
+SELECT id, NULL, labels FROM offer WHERE team_id = $1 AND id > $3
+"""
+
 _LANES = """
 SELECT l.id, l.submitter_id, r.labels FROM lane l JOIN requirement r ON r.id = l.requirement_id
 WHERE l.team_id = $1 AND l.id > $2
@@ -156,10 +171,10 @@ WHERE l.team_id = $1 AND l.id > $2
 _OFFERS = "SELECT id, labels FROM offer WHERE team_id = $1 AND id > $2"
 
 _HEADS = """
-SELECT h.lane_id, h.rank, h.task_id, h.key_id FROM unnest($1::int[]) AS w(lane_id)
+SELECT h.lane_id, h.rank, h.task_id, h.key_id FROM unnest($1::int[], $2::int[]) AS w(lane_id, depth)
 CROSS JOIN LATERAL (
   SELECT r.lane_id, r.rank, r.task_id, r.key_id FROM ready r WHERE r.lane_id = w.lane_id
-  ORDER BY r.rank, r.task_id LIMIT $2
+  ORDER BY r.rank, r.task_id LIMIT w.depth
 ) h ORDER BY h.lane_id, h.rank, h.task_id
 """
 

@@ -28,9 +28,9 @@ from app.persistence.feed import FeedReads, Head
 from app.services.access import Permission, Viewer
 from app.services.feed_follower import Join, Latest, TaskFollower, subscribe_then_read
 from app.services.feed_grants import Allowed, Grant, Grants
-from app.services.feed_hints import HintReader, TaskHint, agent_hints, look_hint
+from app.services.feed_hints import HintReader, Looks, TaskHint, agent_hints, look_hint
 from app.services.feed_lists import TaskListReader, TaskLists
-from app.services.ports import Bus, Subscription
+from app.services.ports import Bus, Receive, Subscription
 from app.services.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class FeedService:
         times: FeedTimes | None = None,
         allowed: Allowed | None = None,
         join: Join = subscribe_then_read,
+        looks: Looks | None = None,
     ) -> None:
         self._bus = bus
         self._reads = reads
@@ -93,7 +94,8 @@ class FeedService:
         self._followers: dict[UUID, TaskFollower] = {}
         self._lists = TaskLists(reads)
         self._fleets: dict[UUID, set[HintReader[Any]]] = {}  # agent lists, by team
-        self._agents: dict[UUID, set[HintReader[Any]]] = {}
+        self._looks = looks or Looks()
+        self._agents = self._looks.readers
         self._operations: dict[UUID, set[HintReader[Any]]] = {}
         self._duties: list[asyncio.Task[None]] = []
         self._auth: Subscription | None = None
@@ -192,7 +194,7 @@ class FeedService:
         reader = TaskListReader(tick=self._times.tick)
         with self._grants.enter(viewer, team_id, reader.wake) as grant:
             async with (
-                self._hearing(list_channel(team_id), reader),
+                self._hearing(list_channel(team_id), reader.receive),
                 self._lists.reading(team_id, reader),
                 aclosing(reader.frames(grant)) as frames,
             ):
@@ -203,7 +205,7 @@ class FeedService:
         """Which agents of the team changed, for ever: their ids, or None for "fetch again", which also comes first."""
         reader = HintReader(agent_hints, tick=self._times.tick)
         with self._grants.enter(viewer, team_id, reader.wake) as grant, _among(self._fleets, team_id, reader):
-            async with self._hearing(agents_channel(team_id), reader), aclosing(reader.frames(grant)) as frames:
+            async with self._hearing(agents_channel(team_id), reader.receive), aclosing(reader.frames(grant)) as frames:
                 async for frame in frames:
                     yield frame
 
@@ -214,7 +216,8 @@ class FeedService:
         """
         reader = HintReader[Any](look_hint, tick=0, on_loss=self._polls.kick)
         with _among(self._agents, agent_id, reader):
-            async with self._hearing(agent_channel(team_id, agent_id), reader), aclosing(reader.frames(None)) as looks:
+            heard = self._hearing(agent_channel(team_id, agent_id), self._looks.heard(reader))
+            async with heard, aclosing(reader.frames(None)) as looks:
                 async for _ in looks:
                     yield
 
@@ -229,13 +232,13 @@ class FeedService:
         reader = HintReader[Any](look_hint, tick=self._times.tick, on_loss=self._polls.kick)
         with self._grants.enter(viewer, team_id, reader.wake) as grant, _among(self._operations, operation_id, reader):
             channel = operation_channel(team_id, operation_id)
-            async with self._hearing(channel, reader), aclosing(reader.frames(grant)) as looks:
+            async with self._hearing(channel, reader.receive), aclosing(reader.frames(grant)) as looks:
                 async for _ in looks:
                     yield
 
     @asynccontextmanager
-    async def _hearing(self, channel: str, reader: HintReader[Any]) -> AsyncIterator[None]:
-        subscription = await self._bus.subscribe(channel, reader.receive)
+    async def _hearing(self, channel: str, receive: Receive) -> AsyncIterator[None]:
+        subscription = await self._bus.subscribe(channel, receive)
         try:
             yield
         finally:

@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, TypeVar
-from uuid import UUID
+from typing import Any, Generic, TypeVar
+from uuid import UUID, uuid4
 
 import orjson
 
@@ -114,6 +114,27 @@ def agent_hints(message: bytes) -> tuple[tuple[UUID, UUID], ...] | None:
         return tuple((UUID(id), UUID(id)) for (id,) in orjson.loads(message))
     except (ValueError, TypeError):
         return None
+
+
+class Looks:
+    """The agents' connections of one process: whoever sends them a look from here needs no bus.
+
+    The look goes by the bus all the same, since the socket may be elsewhere; the mark in it says where it came from,
+    and whoever was told directly does not look again for it.
+    """
+
+    def __init__(self) -> None:
+        self.message = orjson.dumps(["look", uuid4().hex])
+        self.readers: dict[UUID, set[HintReader[Any]]] = {}
+
+    def tell(self, agent_id: UUID) -> None:
+        """Have this agent's connections here look now."""
+        for reader in self.readers.get(agent_id, ()):
+            reader.receive(self.message)
+
+    def heard(self, reader: HintReader[Any]) -> Callable[[bytes | None], None]:
+        """What is done with a message of the agent's channel."""
+        return lambda message: None if message == self.message else reader.receive(message)
 
 
 def look_hint(_message: bytes) -> None:

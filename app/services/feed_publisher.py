@@ -17,6 +17,7 @@ from app.domain.events import (
     operation_channel,
     task_channel,
 )
+from app.services.feed_hints import Looks
 from app.services.measures import Measures
 from app.services.ports import Bus
 
@@ -30,9 +31,12 @@ class FeedPublisher:
     Whatever was committed to a task comes through here, so it is also counted here, in `measures`.
     """
 
-    def __init__(self, bus: Bus, *, coalesce: float = COALESCE, measures: Measures | None = None) -> None:
+    def __init__(
+        self, bus: Bus, *, coalesce: float = COALESCE, measures: Measures | None = None, looks: Looks | None = None
+    ) -> None:
         self._bus = bus
         self._measures = measures or Measures()
+        self._looks = looks or Looks()
         self._coalesce = coalesce
         self._lists: dict[str, dict[UUID, list[Any]]] = {}
 
@@ -54,7 +58,8 @@ class FeedPublisher:
 
     def agent_look(self, team_id: UUID, agent_id: UUID) -> None:
         """Tell the replica that holds this agent's socket to look at its slots. A hint: it carries no order."""
-        self._bus.publish(agent_channel(team_id, agent_id), b'"look"')
+        self._looks.tell(agent_id)
+        self._bus.publish(agent_channel(team_id, agent_id), self._looks.message)
 
     def operation_look(self, team_id: UUID, operation_id: UUID) -> None:
         """Tell whoever watches a bulk operation to read it again."""

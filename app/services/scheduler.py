@@ -26,25 +26,24 @@ from uuid import UUID
 from app.domain.errors import Unavailable
 from app.domain.events import Batch, Event
 from app.domain.placement import (
-    ANY_WORKFLOW,
     Assignment,
     FreeSlot,
     Head,
-    LabelBits,
     Plan,
-    is_pin,
     plan,
-    satisfies,
 )
 from app.domain.task import TaskState
 from app.persistence.batching import BatchedHot
 from app.persistence.hot import Placed, Planned
-from app.persistence.placement import Lane, PlacementReads, Waiter
+from app.persistence.placement import PlacementReads, Waiter
 from app.services.feed_publisher import FeedPublisher
+from app.services.interned import Interned as Interned
 
 log = logging.getLogger(__name__)
 
 DEPTH = 32  # heads of a lane and slots of an offer that one plan looks at
+FIRST = 4  # heads of a lane that are read before it is known how many slots are free
+FEW = 16  # lanes of which that is done
 DEEP = 256  # heads of a lane behind some that were parked
 JITTER = (0.001, 0.005)  # seconds between two passes that follow each other; doubles while they place nothing
 VAIN = 8  # passes in a row that placed nothing of what they planned: the rest is left to the next cause
@@ -86,49 +85,18 @@ class Causes:
         )
 
 
-@dataclass(slots=True)
-class Interned:
-    """A team's lanes and offers as bit masks; never stale, because interned rows never change.
+@dataclass(frozen=True, slots=True)
+class _First:
+    """The first tasks of some lanes, at most `FIRST` of each."""
 
-    A lane that names its workflow fits the offers pinned to it and all that are not pinned; any other lane fits only
-    the latter. So an offer that is not pinned has the bit of every pin that a lane asks for.
-    """
+    lanes: Collection[int] = ()
+    waiters: Sequence[Waiter] = ()
 
-    bits: LabelBits = field(default_factory=LabelBits)
-    lanes: dict[int, tuple[UUID, int]] = field(default_factory=dict)  # id -> submitter, requirement mask
-    offers: dict[int, int] = field(default_factory=dict)  # id -> mask
-    unpinned: set[int] = field(default_factory=set)  # offers that satisfy every workflow's pin
-    pins: int = 0  # every pin that a lane asks for
-
-    def add_lanes(self, lanes: Iterable[Lane]) -> None:
-        for lane in lanes:
-            pins = self.bits.mask(label for label in lane.labels if is_pin(label))
-            labels = self.bits.mask(lane.labels if pins else (*lane.labels, ANY_WORKFLOW))
-            self.lanes[lane.id] = lane.submitter_id, labels
-            if pins & ~self.pins:
-                self.pins |= pins
-                self.offers.update({id: self.offers[id] | self.pins for id in self.unpinned})
-
-    def add_offers(self, offers: Mapping[int, Iterable[str]]) -> None:
-        for id, labels in offers.items():
-            if any(is_pin(label) for label in labels):
-                self.offers[id] = self.bits.mask(labels)
-                continue
-            self.unpinned.add(id)
-            self.offers[id] = self.bits.mask((*labels, ANY_WORKFLOW)) | self.pins
-
-    def offers_for(self, lane_ids: Iterable[int]) -> set[int]:
-        """The offers that satisfy at least one of these lanes."""
-        wanted = {self.lanes[id][1] for id in lane_ids if id in self.lanes}
-        return {id for id, mask in self.offers.items() if any(satisfies(mask, each) for each in wanted)}
-
-    def lanes_for(self, offer_ids: Iterable[int]) -> set[int]:
-        """The lanes that at least one of these offers satisfies."""
-        masks = {self.offers[id] for id in offer_ids if id in self.offers}
-        return {id for id, (_, wanted) in self.lanes.items() if any(satisfies(mask, wanted) for mask in masks)}
-
-    def heads(self, waiters: Iterable[Waiter]) -> list[Head]:
-        return [Head(w.task_id, w.lane_id, w.rank, *self.lanes[w.lane_id], w.key_id) for w in waiters]
+    def has(self, lane_id: int, depth: int) -> bool:
+        """Whether the first `depth` tasks of this lane are among them."""
+        if lane_id not in self.lanes:
+            return False
+        return depth <= FIRST or sum(waiter.lane_id == lane_id for waiter in self.waiters) < FIRST
 
 
 class Scheduler:
@@ -273,16 +241,48 @@ class Scheduler:
         return {each.key_id for each in parked}
 
     async def _plan(self, team_id: UUID, causes: Causes) -> Plan:
-        known = await self._interned(team_id, causes.lanes)
-        lanes = set(known.lanes) if causes.everything else causes.lanes & known.lanes.keys()
-        slots = await self._slots(team_id, known.offers_for(lanes), causes.agents)
-        if not known.offers.keys() >= (offers := {slot.offer_id for slot in slots}):  # made between the two reads
-            known.add_offers(await self._reads.offers(team_id, after=0))
-        lanes |= known.lanes_for(offers)
-        depth = DEEP if causes.deep else min(DEPTH, len(slots) + 1)
-        heads = known.heads(await self._reads.heads(lanes, depth=depth) if lanes else ())
+        known, slots, first = await self._looked(team_id, causes)
+        lanes = known.lanes.keys() if causes.everything else causes.lanes & known.lanes.keys()
+        room = known.room(lanes | known.lanes_for(slot.offer_id for slot in slots), slots)
+        depths = {lane: DEEP if causes.deep else min(DEPTH, free) + 1 for lane, free in room.items()}
+        heads = known.heads(await self._heads(depths, first))
         holding = await self._holding(team_id, heads, slots)
-        return plan(heads, slots, offers=known.offers, holding=holding, rooms=await self._rooms(heads, slots))
+        return plan(heads, slots, offers=known.index, holding=holding, rooms=await self._rooms(heads, slots))
+
+    async def _looked(self, team_id: UUID, causes: Causes) -> tuple[Interned, set[FreeSlot], "_First"]:
+        """What is interned, the free slots, and the first tasks of a few lanes, which is nearly always all there is.
+
+        All three are read at once by what was known before; where that has grown, the slots are read anew.
+        """
+        before = self._known.get(team_id, Interned())
+        grown, slots, first = await asyncio.gather(
+            self._interned(team_id, causes.lanes),
+            self._slots(team_id, self._wanted(before, causes), causes.agents),
+            self._first(before, causes),
+        )
+        known, fresh = grown
+        if fresh:
+            slots = await self._slots(team_id, self._wanted(known, causes), causes.agents)
+        if not known.offers.keys() >= {slot.offer_id for slot in slots}:  # made between the two reads
+            known.add_offers(await self._reads.offers(team_id, after=0))
+        return known, slots, first
+
+    def _wanted(self, known: Interned, causes: Causes) -> set[int]:
+        """The offers on which there is something to do."""
+        return known.offers_for(known.lanes if causes.everything else causes.lanes)
+
+    async def _first(self, known: Interned, causes: Causes) -> "_First":
+        """The first tasks of the lanes that compete for what the new task's lane may have, where they are few."""
+        lanes = known.lanes_for(known.offers_for(causes.lanes)) | (causes.lanes & known.lanes.keys())
+        if causes.everything or causes.deep or not 0 < len(lanes) <= FEW:
+            return _First()
+        return _First(lanes, await self._reads.heads(dict.fromkeys(lanes, FIRST)))
+
+    async def _heads(self, depths: Mapping[int, int], first: "_First") -> list[Waiter]:
+        """The first so many tasks of each lane, read as far as `first` does not have them."""
+        missing = {lane: depth for lane, depth in depths.items() if not first.has(lane, depth)}
+        found = [waiter for waiter in first.waiters if waiter.lane_id in depths.keys() - missing.keys()]
+        return found + (await self._reads.heads(missing) if missing else [])
 
     async def _rooms(self, heads: Iterable[Head], slots: Collection[FreeSlot]) -> Mapping[UUID, int]:
         """How many more may hold the concurrency keys of these heads; asked only where something could be placed."""
@@ -294,23 +294,28 @@ class Scheduler:
         found = await self._reads.free_slots(team_id, offers, depth=DEPTH) if offers else []
         return {*found, *(await self._reads.free_slots_of(agents, depth=DEPTH) if agents else ())}
 
-    async def _interned(self, team_id: UUID, named: Collection[int]) -> Interned:
-        """The team's lanes and offers: what is new is added; all is read anew where a named lane is still unknown.
+    async def _interned(self, team_id: UUID, named: Collection[int]) -> tuple[Interned, bool]:
+        """The team's lanes and offers, and whether there are more than before.
 
-        Rows may commit out of the order of their ids, so one may be missed here until `changed` forgets the rest.
+        What is new is added; all is read anew where a named lane is still unknown. Rows may commit out of the order of
+        their ids, so one may be missed here until `changed` forgets the rest.
         """
         known = self._known.pop(team_id, Interned())
+        before = len(known.lanes), len(known.offers)
         await self._add_new(team_id, known)
         if not known.lanes.keys() >= set(named):
             await self._add_new(team_id, known := Interned())
         self._known[team_id] = known
         if len(self._known) > TEAMS:
             del self._known[next(iter(self._known))]
-        return known
+        return known, (len(known.lanes), len(known.offers)) != before
 
     async def _add_new(self, team_id: UUID, known: Interned) -> None:
-        known.add_lanes(await self._reads.lanes(team_id, after=max(known.lanes, default=0)))
-        known.add_offers(await self._reads.offers(team_id, after=max(known.offers, default=0)))
+        lanes, offers = await self._reads.interned(
+            team_id, lanes_after=max(known.lanes, default=0), offers_after=max(known.offers, default=0)
+        )
+        known.add_lanes(lanes)
+        known.add_offers(offers)
 
     async def _holding(self, team_id: UUID, heads: list[Head], slots: set[FreeSlot]) -> Mapping[UUID, int]:
         """What decides among submitters; asked only where there is something to decide."""
@@ -324,8 +329,9 @@ class Scheduler:
         for each in placed:
             batch = Batch(self._epoch(), each.event.seq, each.event.seq, TaskState.QUEUED, (each.event,))
             self._publisher.task_changed(each.team_id, each.task_id, batch)
-            self._publisher.agent_look(each.team_id, each.agent_id)
-            self._publisher.agents_changed(each.team_id, each.agent_id)
+        for team_id, agent_id in {(each.team_id, each.agent_id) for each in placed}:
+            self._publisher.agent_look(team_id, agent_id)
+            self._publisher.agents_changed(team_id, agent_id)
         return placed
 
     async def _hold(self, planned: Plan) -> None:

@@ -390,7 +390,7 @@ async def test_placement_reads_heads_slots_and_who_holds_what(here: World) -> No
     [high] = await here.submit(priority=3)
 
     [lane] = await here.reads.lanes(here.team, after=0)
-    heads = await here.reads.heads([lane.id], depth=5)
+    heads = await here.reads.heads({lane.id: 5})
     [offer] = await here.reads.offers(here.team, after=0)
     free = await here.reads.free_slots(here.team, [offer], depth=3)
 

@@ -150,7 +150,7 @@ async def test_every_verb_of_a_life_reads_by_index(here: World, hot: WatchedHot)
 
 @pytest.mark.parametrize("verb", ["submit", "place", "cancel"])
 async def test_a_verb_looks_at_little_whatever_the_backlog(here: World, hot: WatchedHot, verb: str) -> None:
-    heads = await PlacementReads(hot._watched).heads([7], depth=4)  # type: ignore[arg-type]
+    heads = await PlacementReads(hot._watched).heads({7: 4})  # type: ignore[arg-type]
     slots = await here.database.fetch("SELECT agent_id, no FROM slot WHERE task_id IS NULL AND open LIMIT 4")
     hot._watched.blocks = 0
 
@@ -176,7 +176,7 @@ async def test_placement_reads_by_index(here: World, hot: WatchedHot) -> None:
     await reads.waiting_teams()
     lanes = await reads.lanes(here.team, after=0)
     offers = await reads.offers(here.team, after=0)
-    await reads.heads([lane.id for lane in lanes], depth=8)
+    await reads.heads({lane.id: 8 for lane in lanes})
     await reads.free_slots(here.team, list(offers), depth=8)
     await reads.holding(here.team)
 

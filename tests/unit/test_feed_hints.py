@@ -12,7 +12,7 @@ from app.domain.errors import Unauthenticated
 from app.domain.task import TaskState
 from app.persistence.feed import Access
 from app.services.feed_grants import Grant
-from app.services.feed_hints import HintReader, TaskHint, agent_hints, look_hint, task_hints
+from app.services.feed_hints import HintReader, Looks, TaskHint, agent_hints, look_hint, task_hints
 
 
 def message(*hints: tuple[UUID, TaskState, int]) -> bytes:
@@ -123,3 +123,23 @@ def test_agents_are_named_by_their_ids() -> None:
 
     assert agent_hints(orjson.dumps([[str(agent)]])) == ((agent, agent),)
     assert agent_hints(b"null") is None
+
+
+async def test_a_look_from_this_process_is_taken_once_and_not_again_from_the_bus() -> None:
+    looks = Looks()
+    agent, reader = uuid4(), HintReader[Any](look_hint, tick=0)
+    looks.readers[agent] = {reader}
+    by_bus = looks.heard(reader)
+    frames = reader.frames(None)
+    await anext(frames)  # the first one says "look" by itself
+
+    looks.tell(agent)
+    await asyncio.wait_for(anext(frames), 60)
+    by_bus(looks.message)
+    waiting = asyncio.ensure_future(anext(frames))
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+    assert not waiting.done()
+    by_bus(b'["look","another process"]')
+    await asyncio.wait_for(waiting, 60)
