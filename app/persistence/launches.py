@@ -358,8 +358,10 @@ INSERT INTO provision AS v (task_id, team_id, launch_id)
 SELECT $1, l.team_id, l.id FROM launch l WHERE l.id = $2
 ON CONFLICT (task_id) DO UPDATE SET launch_id = excluded.launch_id
 """
+# Whoever is to look at it next need not wait for its turn: what an earlier claim finds is not written.
 _RETIRE = """
-UPDATE launch SET state = 'draining', due_at = app_now() + make_interval(secs => $2)
+UPDATE launch SET state = 'draining', due_at = app_now() + make_interval(secs => $2),
+  claimed_until = CASE WHEN provisioner = 'local' THEN claimed_until END
 WHERE id = ANY($1::uuid[]) AND state = 'running'
 """
 

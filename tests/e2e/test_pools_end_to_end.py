@@ -155,7 +155,9 @@ async def test_a_job_of_kubernetes_runs_the_task_and_is_deleted_with_its_secret(
     async with kubernetes_api() as cluster:
         config = world.directory / "kubeconfig"
         config.write_text(KUBECONFIG.format(url=cluster.url))
-        replica = world.replica(RUNYARD_KUBERNETES=str(config), RUNYARD_KUBERNETES_NAMESPACE="agents")
+        replica = world.replica(
+            RUNYARD_KUBERNETES=str(config), RUNYARD_KUBERNETES_NAMESPACE="agents", RUNYARD_TIME_SCALE="0.5"
+        )
         await replica.start()
         team = await set_up(replica, "counting")
         owner, client = Client(replica.url, team.owner), Client(replica.url, team.integration_key)

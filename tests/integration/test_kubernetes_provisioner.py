@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from kubernetes_asyncio import client
 
+from app import settings
 from app.domain.errors import Unavailable
 from app.domain.pool import Alive, Gone, LaunchRefused
 from app.provisioning.kubernetes import KubernetesProvisioner, label_value, open_kubernetes
+from app.wiring import CannotOpen, open_app
 from tests.conformance.test_provisioner import KEY, an_order
 from tests.kubernetes_stub import KUBECONFIG, Cluster, kubernetes_api
 
@@ -238,6 +240,18 @@ async def test_a_kubeconfig_names_the_cluster_and_proves_who_asks(cluster: Clust
 
     assert reference == f"agents/{NAME}"
     assert cluster.tokens == {"Bearer a-token"}
+
+
+async def test_a_server_with_a_place_that_says_nothing_of_a_cluster_does_not_start(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    chosen = settings.load(
+        {"database_url": database_url, "redis_url": redis_url, "data_dir": tmp_path, "kubernetes": "/nowhere"}
+    )
+
+    with pytest.raises(CannotOpen, match="kubernetes: expected in-cluster, or a kubeconfig"):
+        async with open_app(chosen):
+            pass
 
 
 @pytest.mark.parametrize("where", ["in-cluster", "/nowhere/kubeconfig"])

@@ -72,7 +72,7 @@ async def world(agents_world: World) -> AsyncIterator[PoolWorld]:
 
 async def ask(world: PoolWorld, document: str, viewer: Viewer | None = None, **variables: Any) -> dict[str, Any]:
     base = world.base
-    named = SimpleNamespace(pools=world.pools, agents=base.agents)
+    named = SimpleNamespace(pools=world.pools, agents=base.agents, tasks=base.tasks, waiting=base.waiting)
     context = Context(
         services=cast(Services, named),
         caller=viewer or base.owner,
@@ -240,6 +240,32 @@ async def test_what_a_pool_started_is_a_list_from_the_newest_back(world: PoolWor
     assert (failed["id"], failed["state"], failed["error"]) == (f"launch_{first.id}", "FAILED", "out of memory")
     assert (failed["agent"], failed["runningAt"], rest["pageInfo"]["hasNextPage"]) == (None, None, False)
     assert failed["endedAt"] is not None
+
+
+async def test_a_waiting_task_tells_what_pools_do_for_it(world: PoolWorld) -> None:
+    pool = await world.pool()
+    task = await world.base.submit()
+    await world.turn()
+    query = """query($id: ID!) { node(id: $id) { ... on Task {
+      state waitingBecause { pools { standing message name poolId } advice { code message } }
+    } } }"""
+
+    told = (await ask(world, query, id=f"task_{task.id}"))["node"]
+
+    assert told == {
+        "state": "PROVISIONING",
+        "waitingBecause": {
+            "pools": [
+                {
+                    "standing": "STARTING",
+                    "message": "the pool farm is starting an agent",
+                    "name": "farm",
+                    "poolId": f"pool_{pool.id}",
+                }
+            ],
+            "advice": [{"code": "WAIT", "message": "wait: the pool farm is starting an agent"}],
+        },
+    }
 
 
 async def test_no_answer_holds_a_key(world: PoolWorld) -> None:

@@ -32,6 +32,7 @@ from app.domain.pool import (
     step,
 )
 from app.domain.pool_draft import read
+from app.settings import Settings, WrongSetting, load
 
 S, V = LaunchState, LaunchVerb
 POOL = Standing(id=uuid4(), name="farm", labels=frozenset({"gpu"}), min_agents=0, max_agents=3, slots=1, idle=60.0)
@@ -221,6 +222,29 @@ def test_an_order_does_not_show_its_key() -> None:
     )
 
     assert "ak-x" not in repr(order)
+
+
+# -- where it is allowed
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        ({}, True),
+        ({"local_pools": "off"}, False),
+        ({"database_url": "postgresql://db/runyard"}, False),
+        ({"database_url": "postgresql://db/runyard", "local_pools": "on"}, True),
+    ],
+)
+def test_processes_beside_the_server_are_allowed_by_default_only_where_all_is_its_own(
+    given: dict[str, str], allowed: bool
+) -> None:
+    assert Settings(**given).starts_local is allowed  # type: ignore[arg-type]
+
+
+def test_a_namespace_that_kubernetes_would_not_take_stops_the_start() -> None:
+    with pytest.raises(WrongSetting, match="kubernetes_namespace"):
+        load({"kubernetes_namespace": "Kube System"})
 
 
 # -- what people say of a pool
