@@ -26,12 +26,13 @@ import asyncpg
 
 from app import failpoints
 from app.domain.concurrency import MAX_LIMIT
-from app.domain.events import Event, EventKind
+from app.domain.events import Event
 from app.domain.lease import Lease
 from app.domain.task import LEASED, TaskState, Verb, after, sources
 from app.persistence.connections import COMMAND, encode_json, translated
+from app.persistence.hot_answers import cancelled, finished, reported, status
 from app.persistence.hot_encoding import EVENT_LIMIT, LOG_LIMIT, TRUNCATED, Reports
-from app.persistence.hot_guarded import submit_guarded
+from app.persistence.hot_guarded import Borrowed, submit_guarded
 from app.persistence.hot_items import (
     Acknowledged,
     Cancelled,
@@ -145,7 +146,7 @@ class Hot:
 
         async def guarded(some: Sequence[NewTask]) -> list[SubmitResult]:
             async with self.transaction() as connection:
-                return await submit_guarded(connection, _Within(self, connection), some)
+                return await submit_guarded(connection, self._within(connection), some)
 
         return await _in_waves(items, lambda item: item.key_id, guarded)
 
@@ -171,7 +172,7 @@ class Hot:
                 r["no"],
                 r["session_no"],
                 r["lease_no"],
-                _status(r, "event_seq"),
+                status(r, "event_seq"),
             )
             for r in rows
         ]
@@ -181,7 +182,7 @@ class Hot:
     ) -> list[tuple[UUID, UUID, Event]]:
         """Back to waiting, from one of `states`; (team, task, event) of those that moved."""
         rows = await self._run("hold", list(task_ids), [*states])
-        return [(row["team_id"], row["task_id"], _status(row, "event_seq")) for row in rows]
+        return [(row["team_id"], row["task_id"], status(row, "event_seq")) for row in rows]
 
     async def park(self, places: Sequence[tuple[int, int, UUID]]) -> list[Parked]:
         """Out of the queue with what found its concurrency key held, by lane, rank and task: those that were there.
@@ -190,7 +191,7 @@ class Hot:
         """
         rows = await self._run("park", *_columns(places, 3), sources(Verb.HOLD), sources(Verb.ASSIGN))
         return [
-            Parked(r["team_id"], r["task_id"], r["key_id"], None if r["body"] is None else _status(r, "event_seq"))
+            Parked(r["team_id"], r["task_id"], r["key_id"], None if r["body"] is None else status(r, "event_seq"))
             for r in rows
         ]
 
@@ -228,7 +229,7 @@ class Hot:
         ids = list(dict.fromkeys(task_ids))
         leaving = [state for state in sources(Verb.CANCEL) if states is None or state in states]
         rows = await self._run("cancel", ids, team_id, leaving, reason)
-        done = {r["task_id"]: _cancelled(r) for r in rows}
+        done = {r["task_id"]: cancelled(r) for r in rows}
         if missing := [task_id for task_id in ids if task_id not in done]:
             ended = await self.fetch(_ENDED, missing, team_id)
             done |= {r["task_id"]: Cancelled(r["task_id"], TaskState(r["state"])) for r in ended}
@@ -252,7 +253,7 @@ class Hot:
         """Bring back tasks whose pause is over, and fail those whose queue timeout has passed. By any replica."""
         rows = await self._run("due", limit, sources(Verb.EXPIRE), PUT_OFF)
         return [
-            Due(r["team_id"], r["task_id"], r["lane_id"], TaskState.FAILED, _status(r, "seq"), r["key_id"])
+            Due(r["team_id"], r["task_id"], r["lane_id"], TaskState.FAILED, status(r, "seq"), r["key_id"])
             if r["verdict"] == "expire"
             else Due(r["team_id"], r["task_id"], r["lane_id"], TaskState.WAITING)
             for r in rows
@@ -308,14 +309,18 @@ class Hot:
                 self._lanes[row["team_id"], row["requirement_id"], row["submitter_id"]] = row["id"]
         return {lane: self._lanes[lane] for lane in wanted}
 
+    def _within(self, connection: Any) -> "Hot":
+        """The verbs inside a transaction that is open."""
+        within = Hot(Borrowed(connection), self.timings)  # type: ignore[arg-type]
+        within._lanes = self._lanes
+        return within
+
     async def _acknowledge(self, items: Sequence[Fenced]) -> list[Acknowledged]:
         rows = await self._run("acknowledge", *_fences(items), sources(Verb.ACKNOWLEDGE), _RUNNING)
         return [
             Acknowledged(Fence.LEASE_LOST)
             if not row["held"]
-            else Acknowledged(
-                Fence.ACCEPTED, row["team_id"], None if row["body"] is None else _status(row, "event_seq")
-            )
+            else Acknowledged(Fence.ACCEPTED, row["team_id"], None if row["body"] is None else status(row, "event_seq"))
             for row in rows
         ]
 
@@ -331,7 +336,7 @@ class Hot:
             TRUNCATED,
             EVENT_LIMIT,
         )
-        return [_reported(row, reports) for row in rows]
+        return [reported(row, reports) for row in rows]
 
     async def _finish(self, items: Sequence[Finish]) -> list[Finished]:
         reports = Reports(items)
@@ -349,7 +354,7 @@ class Hot:
             self.timings.retry,
             self.timings.retry_cap,
         )
-        results = [_finished(row, items[row["n"]], reports) for row in rows]
+        results = [finished(row, items[row["n"]], reports) for row in rows]
         if lost := [n for n, result in enumerate(results) if result.fence is Fence.LEASE_LOST]:
             fences = _fences([items[n] for n in lost])[1:4]
             for row in await self.fetch(statement("finished_before"), lost, *fences):
@@ -364,22 +369,6 @@ class Hot:
             _LEASED,
         )
         return [row["freed"] for row in rows]
-
-
-class _Within(Hot):
-    """The verbs inside an open transaction."""
-
-    def __init__(self, hot: Hot, connection: Any) -> None:
-        super().__init__(hot._pool, hot.timings)
-        self._lanes = hot._lanes
-        self._connection = connection
-
-    async def fetch(self, sql: str, *args: Any) -> list[Record]:
-        rows: list[Record] = await self._connection.fetch(sql, *args)
-        return rows
-
-    async def _run(self, name: str, *args: Any) -> list[Record]:
-        return await self.fetch(statement(name), *args)
 
 
 async def _in_waves(
@@ -410,42 +399,4 @@ def _fences(items: Sequence[Fenced]) -> list[list[Any]]:
     return _columns(rows, 5)
 
 
-def _status(row: Record, seq: str) -> Event:
-    return Event(row[seq], row["at"], EventKind.STATUS, row["body"])
-
-
-def _reported(row: Record, reports: Reports) -> Reported:
-    if row["had"] is None:
-        return Reported(Fence.LEASE_LOST)
-    latest = (row["revision"], row["progress"], row["preview"])
-    if row["accepted"]:
-        return Reported(Fence.ACCEPTED, row["team_id"], reports.stored(row, marked=True), row["last"], 0, *latest)
-    if reports.number(row["n"]) <= row["had"]:
-        return Reported(Fence.DUPLICATE, row["team_id"], (), row["last"], 0, *latest)
-    return Reported(Fence.GAP, row["team_id"], (), row["last"], row["had"] + 1, *latest)
-
-
-def _finished(row: Record, item: Finish, reports: Reports) -> Finished:
-    if row["had"] is None:
-        return Finished(Fence.LEASE_LOST)
-    if row["gap"]:
-        return Finished(Fence.GAP, row["team_id"], expected=row["had"] + 1)
-    events = reports.stored(row, marked=False) if row["next"] else ()
-    return Finished(
-        Fence.ACCEPTED,
-        row["team_id"],
-        TaskState(row["state"]),
-        row["again"],
-        (*events, _status(row, "seq")),
-        freed=item.lease.agent_id,
-        revision=row["revision"] or 0,
-        key_id=row["key_id"],
-    )
-
-
-def _cancelled(row: Record) -> Cancelled:
-    return Cancelled(row["task_id"], _CANCELLED, _status(row, "seq"), row["agent_id"], row["key_id"])
-
-
-_CANCELLED = after(TaskState.RUNNING, Verb.CANCEL)
 _ENDED = "SELECT task_id, state FROM task_end WHERE task_id = ANY($1::uuid[]) AND team_id = $2"

@@ -4,7 +4,8 @@ Who has the key is read and acted on under the lock of its semaphore, in three s
 snapshot that began after the lock, act. Submits that only wait for their key never come here.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -20,6 +21,18 @@ MOST = 1000  # tasks that make room for one submit: more there are only where th
 
 Connection = Any  # asyncpg.Connection
 Record = asyncpg.Record
+
+
+class Borrowed:
+    """One connection in the place of a pool."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @asynccontextmanager
+    async def acquire(self, timeout: float | None = None) -> AsyncIterator[Connection]:
+        """The connection, at once."""
+        yield self._connection
 
 
 async def submit_guarded(c: Connection, within: "Hot", items: Sequence[NewTask]) -> list[SubmitResult]:
