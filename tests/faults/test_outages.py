@@ -159,6 +159,17 @@ async def test_row_8_a_replica_that_stands_still_in_a_transaction_holds_nobody_u
     assert {(end["lease_no"], end["attempts"]) for end in team.ends.values()} == {(1, 1)}
 
 
+async def test_a_database_that_stumbles_while_a_replica_starts_ends_no_replica(world: World, servers: Servers) -> None:
+    replica = world.replica("near", **servers.settings, RUNYARD_FAILPOINT="transaction.before_commit:raise@1")
+
+    await replica.start()
+
+    assert await replica.first_run_token()  # asked for again
+    assert "failpoint reached" in replica.log
+    assert (await replica.get("/readyz")).status_code == 200
+    assert replica.returncode is None
+
+
 async def test_row_9_a_replica_that_is_told_to_go_sends_everybody_elsewhere(world: World, servers: Servers) -> None:
     two = await pair(world, servers, WORK)
     gate = asyncio.Event()
