@@ -1,5 +1,6 @@
 -- $1..$12: reports, each task once; $13: bytes at which a task's log ends; $14: the state that reports; $15..$19: their
--- events, `kept` counting those that pass also then; $20: the event that stands for the first lines that do not; $21: events at which its log ends.
+-- events, `kept` counting those that pass also then; $20: the event that stands for the first lines that do not; $21:
+-- events at which a task's log ends.
 -- Number 0 is the server's own word under the lease (a verified output): it is not counted among the reports.
 WITH now AS MATERIALIZED (SELECT app_now() AS at),
 i AS (
