@@ -87,7 +87,8 @@ def save(history: list[Op], path: Path) -> None:
 
 def _read(file: Path, deaths: Mapping[int, float]) -> Iterator[Op]:
     begun: dict[int, dict[str, Any]] = {}
-    for line in map(orjson.loads, file.read_bytes().splitlines()):
+    whole, _, _ = file.read_bytes().rpartition(b"\n")  # what SIGKILL cut short had no effect yet, or an unheard answer
+    for line in map(orjson.loads, whole.splitlines()):
         if "op" in line:
             begun[line["id"]] = line
         else:

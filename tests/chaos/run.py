@@ -151,8 +151,12 @@ def _late(history: list[Op]) -> list[Op]:
 
 def _failures(log: str) -> int:
     """Lines of a replica's log that tell of an exception that nobody expected."""
-    lines = [orjson.loads(line) for line in log.splitlines() if line.startswith("{")]
-    return sum(line["level"] == "error" and "Traceback" in line.get("error", "") for line in lines)
+    count = 0
+    for line in log.splitlines():
+        with contextlib.suppress(orjson.JSONDecodeError):  # of a line that SIGKILL cut short, or one for people
+            entry = orjson.loads(line)
+            count += entry["level"] == "error" and "Traceback" in entry.get("error", "")
+    return count
 
 
 async def _load(site: Site, nemesis: Nemesis) -> None:

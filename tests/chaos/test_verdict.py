@@ -77,6 +77,8 @@ def test_a_call_of_a_killed_process_may_have_happened_until_its_death(tmp_path: 
     ledger.begin("finish", "agent", task="t", lease=1)
     with ledger.call("report", "agent", task="t", lease=1) as outcome:
         outcome.ok("ACCEPTED")
+    with (tmp_path / f"agent.{PID}.jsonl").open("ab") as file:
+        file.write(b'{"id": 3, "t"')  # cut short
     died = time.monotonic()
 
     report, finish = sorted(merge(tmp_path, {PID: died}), key=lambda op: op.t_ret)
