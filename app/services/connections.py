@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 LONGEST_SPREAD = 18.0  # seconds; agents wait up to a fifth longer, and are back before a lease of 30 s ends
 CONNECTS = 10  # of one agent in a minute
 CONNECTING = 256  # agents that connect the long way or wait for it: about a second's worth
-AT_ONCE = 2  # of them, so that reports and others find a connection to the database meanwhile
+AT_ONCE = 3  # of them, so that reports and others find a connection to the database meanwhile
 COME_BACK = (1.0, 3.0)  # seconds, for the others
 COMPARE_EVERY = 30.0  # seconds between two looks at what an agent holds that says nothing surprising
 
