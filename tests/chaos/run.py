@@ -105,10 +105,9 @@ async def chaos(folder: Path, bucket: S3Config) -> Verdict:
         history = merge(folder / "ledgers", nemesis.deaths)
     save(history, folder / "history.jsonl")
     verdict = judge(history, seconds)
-    verdict.counts["tracebacks"] = sum(
-        program.log.count("Traceback (most") for program in (*site.agents, *site.clients)
-    )
-    verdict.counts["tracebacks"] += sum(_failures(replica.log) for replica in site.replicas)
+    verdict.counts["tracebacks"] = sum(_failures(replica.log) for replica in site.replicas)
+    for program in (*site.agents, *site.clients):
+        verdict.counts["tracebacks"] += program.log.count("Traceback (most")
     if FAULTS:
         verdict.faults, verdict.pairs = nemesis.counts, nemesis.met
     return verdict

@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
@@ -25,6 +25,7 @@ SCALE = 0.2
 LEASE = 30 * SCALE  # seconds
 REPLICAS = 3
 DATABASE = "chaos"
+TIMEOUT = "PT4S"  # a few run into it
 RETRY = {"max": 10, "on": ["AGENT_LOST", "TIMED_OUT", "FAILED"]}
 AGENT = f"""
 [commands.pretend]
@@ -85,13 +86,15 @@ class Site:
     """What can be broken, and what it is for."""
 
     folder: Path
+    world: World
     postgres: MortalPostgres
     valkey: ValkeyServer
-    replicas: list[Replica]
-    links: list[tuple[str, Proxy]]
-    agents: list[OverheardAgent]
-    clients: list[ClientProcess]
-    team: Team
+    team: Team = field(init=False)
+    replicas: list[Replica] = field(default_factory=list)
+    links: list[tuple[str, Proxy]] = field(default_factory=list)
+    agents_urls: list[str] = field(default_factory=list)  # of the replicas, by their proxies
+    agents: list[OverheardAgent] = field(default_factory=list)
+    clients: list[ClientProcess] = field(default_factory=list)
     lease: float = LEASE
 
     @property
@@ -109,43 +112,42 @@ async def site_in(folder: Path, bucket: S3Config, crowd: Crowd, *, seed: int, fa
             stack.push_async_callback(server.stop)
         await postgres.execute(f"CREATE DATABASE {DATABASE}")
         await migrate(postgres.url(DATABASE))
-        world = await stack.enter_async_context(world_in(folder))
-        links: list[tuple[str, Proxy]] = []
-        replicas: list[Replica] = []
-        team: Team | None = None
-        for number in range(REPLICAS):
-            redis = await stack.enter_async_context(proxy_to(valkey.port))
-            links.append((f"replica{number} and valkey", redis))
-            settings = shared_servers(postgres.url(DATABASE), redis.url(valkey.url()), bucket)
-            timing = {"RUNYARD_TIME_SCALE": str(SCALE), "RUNYARD_OPERATION": str(10 / SCALE)}
-            replica = world.replica(f"replica{number}", **settings, **timing)
-            await replica.start()
-            team = team or await set_up(replica)  # each replica that finds no user yet replaces the link
-            replicas.append(replica)
-            proxy = await stack.enter_async_context(proxy_to(int(replica.url.rpartition(":")[2])))
-            links.append((f"agents and replica{number}", proxy))
-        assert team is not None
+        site = Site(folder, await stack.enter_async_context(world_in(folder)), postgres, valkey)
+        await _add_replicas(site, bucket, stack)
         for slug in ("pretend", "real"):
-            await team.add_workflow(replicas[0].url, slug, retry=RETRY, timeout="PT4S")  # a few run into it
-        site = Site(folder, postgres, valkey, replicas, links, [], [], team)
-        await _add_agents(site, world, crowd)
-        await _add_clients(site, world, crowd, seed=seed, faults=faults)
+            await site.team.add_workflow(site.replicas[0].url, slug, retry=RETRY, timeout=TIMEOUT)
+        await _add_agents(site, crowd)
+        await _add_clients(site, crowd, seed=seed, faults=faults)
         yield site
 
 
-async def _add_agents(site: Site, world: World, crowd: Crowd) -> None:
-    urls = [proxy.url(replica.url) for replica, (_, proxy) in zip(site.replicas, site.links[1::2], strict=True)]
-    told = {"CHAOS_LEDGER": str(site.folder / "ledgers"), "CHAOS_URLS": ",".join(urls)}
+async def _add_replicas(site: Site, bucket: S3Config, stack: AsyncExitStack) -> None:
+    for number in range(REPLICAS):
+        redis = await stack.enter_async_context(proxy_to(site.valkey.port))
+        settings = shared_servers(site.database_url, redis.url(site.valkey.url()), bucket)
+        timing = {"RUNYARD_TIME_SCALE": str(SCALE), "RUNYARD_OPERATION": str(10 / SCALE)}
+        replica = site.world.replica(f"replica{number}", **settings, **timing)
+        await replica.start()
+        if not site.replicas:
+            site.team = await set_up(replica)  # first: each replica that finds no user yet replaces the link
+        site.replicas.append(replica)
+        agents = await stack.enter_async_context(proxy_to(int(replica.url.rpartition(":")[2])))
+        site.agents_urls.append(agents.url(replica.url))
+        site.links += [(f"replica{number} and valkey", redis), (f"agents and replica{number}", agents)]
+
+
+async def _add_agents(site: Site, crowd: Crowd) -> None:
+    told = {"CHAOS_LEDGER": str(site.folder / "ledgers"), "CHAOS_URLS": ",".join(site.agents_urls)}
     for number in range(crowd.agents):
         name = f"agent{number}"
         agent = OverheardAgent(name, site.folder / name, {**OWN, **told, "RUNYARD_AGENT_KEY": site.team.agent_key})
         agent.slots = crowd.slots
-        world.programs.append(agent)
+        site.world.programs.append(agent)
         site.agents.append(agent)
         await agent.start()
 
 
-async def _add_clients(site: Site, world: World, crowd: Crowd, *, seed: int, faults: bool) -> None:
+async def _add_clients(site: Site, crowd: Crowd, *, seed: int, faults: bool) -> None:
     for number in range(crowd.clients):
         name = f"client{number}"
         plan = {
@@ -160,7 +162,7 @@ async def _add_clients(site: Site, world: World, crowd: Crowd, *, seed: int, fau
         }
         environment = {**OWN, "CHAOS_CLIENT": orjson.dumps(plan).decode()}
         client = ClientProcess(name, site.folder / name, environment)
-        world.programs.append(client)
+        site.world.programs.append(client)
         site.clients.append(client)
         await client.start()
 

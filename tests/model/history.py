@@ -77,8 +77,11 @@ def check(history: Sequence[Op]) -> dict[str, list[str]]:
 def total(history: Sequence[Op]) -> Counter[str]:
     """What went in and what came out: submitted, present, lost, unexpected, duplicated, recovered."""
     finals = {op.task for op in _of(history, "final")}
-    acked = {str(op.value) for op in _of(history, "submit") if op.type == "ok"}
-    unsure = sum(op.type == "info" for op in _of(history, "submit"))
+    submits = _of(history, "submit")
+    acked = {str(op.value) for op in submits if op.type == "ok"}
+    heard = {op.args.get("key") for op in submits if op.type == "ok"}
+    # A key that was answered in the end explains no task but that one.
+    unsure = len({op.args.get("key") or n for n, op in enumerate(submits) if _may_have_been(op)} - heard)
     extra = finals - acked
     return Counter(
         submitted=len(acked),
@@ -144,7 +147,7 @@ def each_task_ends_once(history: Sequence[Op]) -> Iterator[str]:
 def each_task_is_linearizable(history: Sequence[Op]) -> Iterator[str]:
     """C5: there is an order of the calls of each task, true to time, in which a single register answers as it did."""
     for task, ops in _by_task(history).items():
-        calls = [op for op in ops if op.op in STEPS and (op.type != "fail" or op.value in UNKNOWN)]
+        calls = [op for op in ops if op.op in STEPS and (op.type == "ok" or _may_have_been(op))]
         if len(calls) <= MOST_OPS and not linearizable(calls):
             yield f"no order of the {len(calls)} calls of {task} explains their answers"
 
@@ -307,6 +310,10 @@ def _by_task(history: Iterable[Op]) -> dict[str, list[Op]]:
         if "task" in op.args:
             tasks[op.task].append(op)
     return tasks
+
+
+def _may_have_been(op: Op) -> bool:
+    return op.type == "info" or (op.type == "fail" and op.value in UNKNOWN)
 
 
 def _ends(op: Op) -> bool:

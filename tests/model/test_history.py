@@ -127,3 +127,18 @@ def test_a_watcher_who_misses_the_last_events_has_a_gap() -> None:
     final = Op(9, 9, "end", "final", {"task": "t"}, "ok", {"state": "completed", "seq": 3})
 
     assert check([*heard, final])["C6"] == ["w heard 2 events of t, which has 3"]
+
+
+def submit(key: str, task: str | None) -> Op:
+    return Op(1, 2, "c", "submit", {"key": key}, "ok" if task else "info", task)
+
+
+def ended(*tasks: str) -> list[Op]:
+    return [Op(9, 9, "end", "final", {"task": task}, "ok", {"state": "completed", "seq": 0}) for task in tasks]
+
+
+def test_a_lost_answer_explains_a_task_only_where_its_key_was_never_answered() -> None:
+    assert check([submit("a", None), *ended("1")]) == {}
+    assert total([submit("a", None), *ended("1")])["recovered"] == 1
+    assert check([submit("a", None), submit("a", "1"), *ended("1")]) == {}
+    assert check([submit("a", None), submit("a", "2"), *ended("1", "2")])["C1"] == ["1 tasks are unexpected"]
