@@ -351,8 +351,8 @@ class _Epoch:
         timeline = await connection.fetchval(_TIMELINE)
         row = await connection.fetchrow(_NEXT_EPOCH, timeline)
         row = row or await connection.fetchrow("SELECT epoch, timeline FROM log_epoch")
-        if timeline < max(row["timeline"], self._timeline):
-            raise Unavailable(f"expected timeline {row['timeline']} of the database or a later one, found {timeline}")
+        if timeline < (newest := max(row["timeline"], self._timeline)):
+            raise Unavailable(f"expected timeline {newest} of the database or a later one, found {timeline}")
         if self.number and row["epoch"] != self.number:
             log.warning("the database's timeline changed: cursors of log epoch %s are void", self.number)
         self.number, self._timeline = row["epoch"], timeline
