@@ -133,10 +133,9 @@ def judge(history: list[Op], seconds: float) -> Verdict:
 def met_a_fault(history: list[Op]) -> set[str]:
     """The tasks of which some call was not answered, or refused for now, or a lease or a view was lost."""
     tasks = {op.args["key"]: str(op.value) for op in history if op.op == "submit" and op.type == "ok"}
-    found = set[str]()
+    found = {op.task for op in _late(history)}
     for op in history:
-        broken = op.op == "broke" and not op.args["ours"]
-        if op.type != "ok" or op.value == "LEASE_LOST" or broken:
+        if op.type != "ok" or (op.op == "broke" and not op.args["ours"]):
             found.add(op.args.get("task") or tasks.get(op.args.get("key", ""), ""))
     return found & set(tasks.values())
 
