@@ -121,14 +121,14 @@ async def _connect(c: Connection, hello: Hello, timings: Timings) -> Connected:
     session_no = await c.fetchval(
         _BEGIN, agent["id"], hello.team_id, hello.instance_id, hello.replica, hello.slots, same
     )
-    await c.execute(_LOCK_SLOTS, agent["id"])
+    numbers = [row["no"] for row in await c.fetch(_LOCK_SLOTS, agent["id"])]
     held = await c.fetch(_HELD, agent["id"], sorted(LEASED))  # a snapshot after the locks: rule 3
     reclaimed: list[Reclaimed] = []
     if same:
         await _rebind(c, held, hello.holding, session_no)
     else:
         reclaimed = await end_leases(c, timings, [(*_slot_of(row), "restarted") for row in held])
-    await _size_slots(c, hello, agent["id"], session_no, opens=opens)
+    await _size_slots(c, hello, agent["id"], session_no, numbers, opens=opens)
     living = {_lease(row): row["state"] for row in held if row["state"] is not None} if same else {}
     return _answer(hello, agent["id"], session_no, living, reclaimed, opens=opens, accepting=accepting)
 
@@ -280,15 +280,28 @@ async def _rebind(c: Connection, held: Sequence[Record], holding: Sequence[Lease
         await c.execute(_FREE_SLOTS, held[0]["agent_id"], over)
 
 
-async def _size_slots(c: Connection, hello: Hello, agent_id: UUID, session_no: int, *, opens: bool) -> None:
-    offered = await c.fetchval(_NARROWED, hello.team_id, list(hello.labels), hello.workflows)
-    await c.execute(
-        "INSERT INTO offer (team_id, labels) VALUES ($1, $2) ON CONFLICT DO NOTHING", hello.team_id, offered
-    )
-    offer_id = await c.fetchval("SELECT id FROM offer WHERE team_id = $1 AND labels = $2", hello.team_id, offered)
-    await c.execute(_KEEP_SLOTS, agent_id, session_no, offer_id, opens, hello.slots)
-    await c.execute(_ADD_SLOTS, agent_id, session_no, offer_id, opens, hello.slots, hello.team_id)
-    await c.execute("DELETE FROM slot WHERE agent_id = $1 AND no > $2 AND task_id IS NULL", agent_id, hello.slots)
+async def _size_slots(
+    c: Connection, hello: Hello, agent_id: UUID, session_no: int, numbers: Sequence[int], *, opens: bool
+) -> None:
+    """`numbers` are those of the slots that it has."""
+    offer_id = await _offer(c, hello)
+    if numbers:
+        await c.execute(_KEEP_SLOTS, agent_id, session_no, offer_id, opens, hello.slots)
+    if list(numbers) != list(range(1, hello.slots + 1)):
+        await c.execute(_ADD_SLOTS, agent_id, session_no, offer_id, opens, hello.slots, hello.team_id)
+        await c.execute("DELETE FROM slot WHERE agent_id = $1 AND no > $2 AND task_id IS NULL", agent_id, hello.slots)
+
+
+async def _offer(c: Connection, hello: Hello) -> int:
+    found = await c.fetchrow(_NARROWED, hello.team_id, list(hello.labels), hello.workflows)
+    if found["id"] is None:
+        await c.execute(
+            "INSERT INTO offer (team_id, labels) VALUES ($1, $2) ON CONFLICT DO NOTHING", hello.team_id, found["labels"]
+        )
+        found = await c.fetchrow(
+            "SELECT id FROM offer WHERE team_id = $1 AND labels = $2", hello.team_id, found["labels"]
+        )
+    return int(found["id"])
 
 
 _SHARE_LABELS = "SELECT pg_advisory_xact_lock_shared(hashtext('runyard offers'), hashtext($1))"
@@ -365,9 +378,11 @@ _LEAVE = """
 UPDATE agent_session SET left_at = app_now() WHERE agent_id = $1 AND session_no = $2 AND alive RETURNING agent_id
 """
 _NARROWED = """
-SELECT ARRAY(SELECT DISTINCT label COLLATE "C" FROM requirement r, unnest(r.labels) AS label
-  WHERE r.team_id = $1 AND label = ANY($2::text[]) ORDER BY 1)
-  || ARRAY(SELECT '@' || id FROM unnest($3::uuid[]) AS id ORDER BY id)
+SELECT n.labels, o.id FROM (
+  SELECT ARRAY(SELECT DISTINCT label COLLATE "C" FROM requirement r, unnest(r.labels) AS label
+    WHERE r.team_id = $1 AND label = ANY($2::text[]) ORDER BY 1)
+    || ARRAY(SELECT '@' || id FROM unnest($3::uuid[]) AS id ORDER BY id) AS labels
+) n LEFT JOIN offer o ON o.team_id = $1 AND o.labels = n.labels
 """
 _OFFERED = """
 WITH named AS MATERIALIZED (
