@@ -35,7 +35,7 @@ from tests.integration.engine_server import listening
 from tests.viewers import make_owner, team_of
 from tests.waiting import until
 
-TIMEOUT = 10.0  # seconds for one answer
+TIMEOUT = 60.0  # seconds for one answer, also of a busy machine
 NO_TASK = UUID(int=0)
 ALWAYS = Timings(every=0.0, gap=10_000.0)
 
@@ -187,7 +187,7 @@ class Stage:
         async def reached() -> bool:
             return await self.state() == state
 
-        await until(reached, what=f"the task to be {state}")
+        await until(reached, within=TIMEOUT, what=f"the task to be {state}")
 
     async def close(self) -> None:
         if self.socket is not None:
@@ -274,14 +274,16 @@ async def open_doors(url: str, redis_url: str, folder: Path) -> AsyncIterator[Do
         stack.enter_context(pytest.MonkeyPatch.context()).setattr(batching, "BEAT_EVERY", 0.0)
         public = "http://127.0.0.1:8000"
         given = {"database_url": url, "redis_url": redis_url, "data_dir": folder, "public_url": public}
-        chosen = settings.load({**given, "local_pools": "on"})
+        chosen = settings.load({**given, "local_pools": "on", "operation": TIMEOUT})
         app = await stack.enter_async_context(open_app(chosen))
         address = await stack.enter_async_context(listening(create_asgi(app)))
         admin = await asyncpg.connect(url)
         stack.push_async_callback(admin.close)
         pool = await asyncpg.create_pool(url, min_size=1, max_size=2, init=use_orjson)
         stack.push_async_callback(pool.close)
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://{address}", trust_env=False))
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=f"http://{address}", timeout=TIMEOUT, trust_env=False)
+        )
         yield Doors(
             url=f"http://{address}",
             services=app.services,
