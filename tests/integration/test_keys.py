@@ -7,12 +7,13 @@ from uuid import UUID, uuid4
 import pytest
 
 from app.domain.concurrency import key_id
+from app.domain.lease import Lease
 from app.events.bus import RedisBus
 from app.persistence import keys_held
-from app.persistence.hot import Planned
+from app.persistence.hot import Fenced, Planned
 from app.services.feed_publisher import FeedPublisher
 from app.services.scheduler import Scheduler
-from tests.hot_world import World, failure, fence, finish, world
+from tests.hot_world import World, failure, finish, world
 
 
 @pytest.fixture
@@ -366,10 +367,11 @@ def planned(here: World, task: UUID, agent_id: UUID, slot: int) -> Planned:
     return Planned(task, here.lanes[task], 0, agent_id, slot, key_id(here.workflow, "k"))
 
 
-async def lease(here: World, task: UUID) -> Any:
+async def lease(here: World, task: UUID) -> Fenced:
+    """The lease that a slot holds of this task."""
     row = await here.database.fetchrow("SELECT * FROM slot WHERE task_id = $1", task)
     assert row is not None
-    return fence(_Placed(row))
+    return Fenced(lease=Lease(task, row["agent_id"], row["lease_no"], 1), session_no=row["session_no"])
 
 
 async def running(here: World, task: UUID) -> Any:
@@ -377,9 +379,3 @@ async def running(here: World, task: UUID) -> Any:
     held = await lease(here, task)
     await here.hot.acknowledge([held])
     return finish(held)
-
-
-class _Placed:
-    def __init__(self, row: Any) -> None:
-        self.task_id, self.agent_id, self.lease_no = row["task_id"], row["agent_id"], row["lease_no"]
-        self.session_no = row["session_no"]

@@ -43,7 +43,10 @@ WORKFLOWS: Sequence[dict[str, Any]] = (
     {"slug": "once", "name": "Once", "timeout": 60},
     {"slug": "again", "name": "Again", "timeout": 60, "retry": {"max": 2, "on": ["failed", "agent_lost", "timed_out"]}},
     {
-        **{"slug": "shared", "name": "Shared", "timeout": 60, "retry": {"max": 2, "on": ["failed", "agent_lost"]}},
+        "slug": "shared",
+        "name": "Shared",
+        "timeout": 60,
+        "retry": {"max": 2, "on": ["failed", "agent_lost"]},
         "concurrency": {"key": "{{ parameters.title }}", "limit": 1},
     },
 )
@@ -205,7 +208,8 @@ CREATE OR REPLACE FUNCTION app_now() RETURNS timestamptz LANGUAGE sql VOLATILE P
   AS 'SELECT clock_timestamp() + make_interval(secs => seconds) FROM test_clock';
 """
 _FORGET = """
-DELETE FROM task_live; DELETE FROM ready; DELETE FROM blocked; DELETE FROM later; DELETE FROM slot; DELETE FROM agent_session;
+DELETE FROM task_live; DELETE FROM ready; DELETE FROM blocked; DELETE FROM later; DELETE FROM slot;
+DELETE FROM agent_session;
 DELETE FROM duty; DELETE FROM outbox; UPDATE test_clock SET seconds = 0;
 INSERT INTO duty (name, ran_at, floor_at) VALUES ('leases', app_now(), app_now());
 """

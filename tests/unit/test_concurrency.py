@@ -38,7 +38,11 @@ def read(rule: Any, parameters: Any = PARAMETERS) -> tuple[Concurrency | None, l
 
 
 def test_a_rule_is_written_as_it_was_read() -> None:
-    rule = {"key": "{{ parameters.title }}-{{parameters.width}}", "limit": 3, "onCollision": "refuse"}
+    rule: dict[str, Any] = {
+        "key": "{{ parameters.title }}-{{parameters.width}}",
+        "limit": 3,
+        "onCollision": "refuse",
+    }
 
     read_rule, faults = read(rule)
 
