@@ -145,7 +145,7 @@ async def test_row_19_no_request_waits_for_a_redis_in_a_black_hole(site: Bus) ->
     async with storm(site) as seen:
         usual = median([await _asked(site) for _ in range(20)])
         site.network.both(Lose())
-        await seen.more(1)
+        await until(lambda: site.network.up.lost > 0, within=PATIENCE, what="it is asked for something")
         waits = [await _asked(site) for _ in range(20)]
         await _all_hear(seen)
         lost = site.network.up.lost
