@@ -7,7 +7,7 @@ the lowest slot number, then the agent's id, which spreads work over the least-l
 caller reads at most k heads for a lane and k slots for an offer: whoever runs into that limit asks for another pass.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from heapq import heapify, heappop, heappush
@@ -151,39 +151,57 @@ def plan(
     held: list[Held] = []
     barred: list[Head] = []
     room = dict(rooms or {})
-    queue = [_key(lane[0], held_by) for lane in lanes.values()]
-    heapify(queue)
-    while queue:
-        key = heappop(queue)
-        lane = lanes[key[3]]
+    waiting = _by_submitter(lanes)
+    turns = [_turn(own[0], held_by.get(submitter, 0)) for submitter, own in waiting.items()]
+    heapify(turns)
+    while turns:
+        lane = lanes[heappop(turns)[3]]
         head = lane[0]
-        if (now := _key(head, held_by)) != key:  # its submitter was given a slot since
-            heappush(queue, now)
-            continue
+        own = waiting[head.submitter_id]
+        heappop(own)
         passed = head.key_id is not None and room.get(head.key_id, 1) <= 0
         slot = None if passed else free.take(head.requirement)
         if passed:
             barred.append(head)
         elif slot is None:
             held.append(Held(head.lane_id, tuple(h.task_id for h in lane), free.why_not(head.requirement)))
-            continue
+            lane.clear()
         else:
             taken = Assignment(head.task_id, head.lane_id, head.rank, slot.agent_id, slot.no, head.key_id)
             assignments.append(taken)
             held_by[head.submitter_id] = held_by.get(head.submitter_id, 0) + 1
             if head.key_id in room:
                 room[head.key_id] -= 1
-        del lane[0]
+        del lane[:1]
         if lane:
-            heappush(queue, _key(lane[0], held_by))
+            heappush(own, _first(lane))
+        if own:
+            heappush(turns, _turn(own[0], held_by.get(head.submitter_id, 0)))
     return Plan(tuple(assignments), tuple(held), tuple(barred))
 
 
-_Key = tuple[int, int, UUID, int]
+_First = tuple[int, UUID, int]  # rank, task, lane
+_Turn = tuple[int, int, UUID, int]  # the same, with the slots that the submitter holds behind the rank
 
 
-def _key(head: Head, holding: Mapping[UUID, int]) -> _Key:
-    return head.rank, holding.get(head.submitter_id, 0), head.task_id, head.lane_id
+def _turn(first: _First, holds: int) -> _Turn:
+    """When a submitter's first head is due: it changes only by what that submitter itself is given."""
+    rank, task_id, lane_id = first
+    return rank, holds, task_id, lane_id
+
+
+def _first(lane: Sequence[Head]) -> _First:
+    return lane[0].rank, lane[0].task_id, lane[0].lane_id
+
+
+def _by_submitter(lanes: Mapping[int, Sequence[Head]]) -> dict[UUID, list[_First]]:
+    """The first heads of each submitter's lanes, as heaps."""
+    waiting: dict[UUID, list[_First]] = {}
+    for lane in lanes.values():
+        waiting.setdefault(lane[0].submitter_id, []).append(_first(lane))
+    for own in waiting.values():
+        heapify(own)
+    return waiting
 
 
 def _by_lane(heads: Iterable[Head]) -> dict[int, list[Head]]:
