@@ -138,7 +138,7 @@ async def _prepared(python: Path, env: dict[str, str]) -> None:
             "schema",
             "--apply",
         ]
-        assert await (await children.start(apply, env=env, stderr=2)).wait() == 0
+        assert await (await children.start(apply, env=env)).wait() == 0
 
 
 async def _driven(python: Path, name: str, env: dict[str, str]) -> list[float]:
