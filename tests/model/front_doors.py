@@ -74,6 +74,10 @@ class Doors:
     token_key: bytes
     http: httpx.AsyncClient
 
+    async def settle(self) -> None:
+        """Return when the server places nothing any more."""
+        await self.services.tasks._scheduler.settle()
+
 
 @dataclass(kw_only=True)
 class Stage:
@@ -198,7 +202,10 @@ class Stage:
 
     async def bring(self, state: TaskState) -> None:
         """Make the task and bring it there, by the verbs of people and agents as far as there are some."""
+        if state not in LEASED_ONCE:
+            await self.connect(label="cpu")  # an agent that the server gives nothing
         if state in (TaskState.PENDING, TaskState.PROVISIONING):
+            await self.doors.settle()  # a pass over what the team had before would move the task on
             self.task = await self._store()
         else:
             answer = await self.submit()
@@ -207,8 +214,8 @@ class Stage:
             await self.until_state(TaskState.WAITING)
         if state is TaskState.PROVISIONING:
             await self.provision()
-        if state not in LEASED_ONCE:
-            await self._stand_by()
+        if state not in LEASED_ONCE:  # the token of a lease that its agent never had
+            self.token = mint(Lease(self.task, UUID(self.welcome["agentId"]), 1, 1), self.doors.token_key)
         else:
             await self.connect()
             await self.until_state(TaskState.QUEUED)
@@ -220,11 +227,6 @@ class Stage:
         if state is TaskState.CANCELLED:
             assert (await self.ask(CANCEL, ids=[self.task_id]))["results"][0]["task"]["state"] == "CANCELLED"
         assert await self.state() == state
-
-    async def _stand_by(self) -> None:
-        """An agent that the server gives nothing, and the token of a lease that it never had."""
-        await self.connect(label="cpu")
-        self.token = mint(Lease(self.task, UUID(self.welcome["agentId"]), 1, 1), self.doors.token_key)
 
     async def _store(self) -> UUID:
         """As `submit` stores it, by a replica whose kick is lost."""
