@@ -101,10 +101,11 @@ async def chaos(folder: Path, bucket: S3Config) -> Verdict:
         await _load(site, nemesis)
         seconds = time.monotonic() - began
         await _rest(site, ledger)
-        await whole(site.database_url, keyed=True)
+        broken = await _broken(site)
         history = merge(folder / "ledgers", nemesis.deaths)
     save(history, folder / "history.jsonl")
     verdict = judge(history, seconds)
+    verdict.wrong |= {"tables": broken} if broken else {}
     verdict.counts["tracebacks"] = sum(_failures(replica.log) for replica in site.replicas)
     for program in (*site.agents, *site.clients):
         verdict.counts["tracebacks"] += program.log.count("Traceback (most")
@@ -195,6 +196,15 @@ async def _rest(site: Site, ledger: Ledger) -> None:
             ledger.note("final", "end", {"state": row["state"], "seq": row["event_seq"]}, task=str(row["id"]))
     finally:
         await connection.close()
+
+
+async def _broken(site: Site) -> list[str]:
+    """What is wrong with the tables."""
+    try:
+        await whole(site.database_url, keyed=True)
+    except AssertionError as error:
+        return [str(error)]
+    return []
 
 
 async def _none(connection: "asyncpg.Connection[asyncpg.Record]", table: str) -> bool:
