@@ -149,7 +149,8 @@ async def test_row_24_what_an_asynchronous_standby_lost_is_told_and_an_old_prima
     with pytest.raises(GraphQLFailed) as old:
         await submit(site.client, WORK)
     assert old.value.code == "UNAVAILABLE"
-    assert "expected timeline 2 of the database or a later one, found 1" in site.replica.log
+    refused = "expected timeline 2 of the database or a later one, found 1"
+    await until(lambda: refused in site.replica.log, within=PATIENCE, what="the old primary is refused")
 
 
 async def _runs(site: Two, *tasks: str) -> None:
