@@ -1,16 +1,14 @@
 """One WebSocket: reads messages, runs operations, and writes frames without ever letting one client hold up another.
 
-Frames go through one bounded outbox. A subscription that finds it full ends with RESYNC and its source is closed at
-once; a client that takes nothing for the send timeout is closed with 1013. A process that drains begins nothing new on
-a socket, lets queries and mutations end, and closes with 1012. Whatever ends the socket, every generator is closed
-before the endpoint returns. Who the client is, is asked again every few seconds: an identity that has ended
-closes with 4403.
+Frames go through one bounded outbox (`outbox.py`). A subscription that finds it full ends with RESYNC and its source is
+closed at once. A process that drains begins nothing new on a socket, lets queries and mutations end, and closes with
+1012. Whatever ends the socket, every generator is closed before the endpoint returns. Who the client is, is asked again
+every few seconds: an identity that has ended closes with 4403.
 """
 
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import aclosing, suppress
 from typing import Any
@@ -20,7 +18,7 @@ from app.domain.errors import DomainError, LimitExceeded, Resync, Unavailable
 from app.interfaces.engine.engine import Engine, Interface, Operation
 from app.interfaces.engine.errors import Refused, domain_error, unexpected
 from app.interfaces.engine.headers import Scope, exchange_of, socket_credentials
-from app.interfaces.engine.limits import Limits
+from app.interfaces.engine.outbox import TRY_AGAIN, Ended, Outbox, Send
 from app.interfaces.engine.pace import Pace
 from app.interfaces.engine.protocol import (
     BAD_MESSAGE,
@@ -45,11 +43,9 @@ from app.services.departure import spread
 log = logging.getLogger(__name__)
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 TOO_BIG = 1009
 RESTARTING = 1012
-TRY_AGAIN = 1013
 MAX_REASON = 120  # bytes of a close frame's reason
 LONGEST_SPREAD = 6.0  # seconds over which sockets are sent away
 FINISH = 3.0  # seconds that operations of a leaving socket get to end, and as long for its last frames
@@ -112,73 +108,6 @@ class SocketEndpoint:
 async def _leave(socket: "_Socket", after: float) -> None:
     await asyncio.sleep(after)
     socket.leave()
-
-
-class Ended(Exception):
-    """The socket is to be closed with this code."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
-
-
-class Outbox:
-    """Frames on their way to one client: bounded in bytes, written in order by one task."""
-
-    def __init__(self, send: Send, limits: Limits) -> None:
-        self._send = send
-        self._limits = limits
-        self._frames: deque[str] = deque()
-        self._size = 0
-        self._filled = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._drained.set()
-        self._written = asyncio.Event()
-        self._written.set()
-
-    @property
-    def full(self) -> bool:
-        return self._size >= self._limits.buffer
-
-    def put(self, frame: str) -> None:
-        """Send `frame` after those before it."""
-        self._frames.append(frame)
-        self._size += len(frame)
-        self._written.clear()
-        self._filled.set()
-        if self.full:
-            self._drained.clear()
-
-    async def room(self) -> None:
-        """Wait until the outbox is no longer full."""
-        await self._drained.wait()
-
-    async def written(self) -> None:
-        """Wait until every frame has been given to the connection."""
-        await self._written.wait()
-
-    async def write(self) -> None:
-        """Write frames for ever; raises `Ended` where the client takes nothing for the send timeout."""
-        while True:
-            await self._filled.wait()
-            while self._frames:
-                frame = self._frames.popleft()
-                await self._write_one(frame)
-                self._size -= len(frame)
-                if not self.full:
-                    self._drained.set()
-            self._filled.clear()
-            self._written.set()
-
-    async def _write_one(self, frame: str) -> None:
-        try:
-            async with asyncio.timeout(self._limits.send_timeout):
-                await self._send({"type": "websocket.send", "text": frame})
-        except TimeoutError:
-            raise Ended(TRY_AGAIN, "the client takes no messages") from None
-        except OSError:  # uvicorn's ClientDisconnected among them
-            raise Ended(1006, "the client is gone") from None
 
 
 class _Socket:

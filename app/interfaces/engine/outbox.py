@@ -1,0 +1,83 @@
+"""Frames on their way to one client, and how a socket is told to end.
+
+An outbox is bounded in bytes, and whoever writes to it asks whether it is full: one client that reads slowly holds up
+nobody else. A client that takes nothing for the send timeout is closed with 1013.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from app.interfaces.engine.limits import Limits
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+TRY_AGAIN = 1013
+
+
+class Ended(Exception):
+    """The socket is to be closed with this code."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class Outbox:
+    """Frames on their way to one client: bounded in bytes, written in order by one task."""
+
+    def __init__(self, send: Send, limits: Limits) -> None:
+        self._send = send
+        self._limits = limits
+        self._frames: deque[str] = deque()
+        self._size = 0
+        self._filled = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._written = asyncio.Event()
+        self._written.set()
+
+    @property
+    def full(self) -> bool:
+        return self._size >= self._limits.buffer
+
+    def put(self, frame: str) -> None:
+        """Send `frame` after those before it."""
+        self._frames.append(frame)
+        self._size += len(frame)
+        self._written.clear()
+        self._filled.set()
+        if self.full:
+            self._drained.clear()
+
+    async def room(self) -> None:
+        """Wait until the outbox is no longer full."""
+        await self._drained.wait()
+
+    async def written(self) -> None:
+        """Wait until every frame has been given to the connection."""
+        await self._written.wait()
+
+    async def write(self) -> None:
+        """Write frames for ever; raises `Ended` where the client takes nothing for the send timeout."""
+        while True:
+            await self._filled.wait()
+            while self._frames:
+                frame = self._frames.popleft()
+                await self._write_one(frame)
+                self._size -= len(frame)
+                if not self.full:
+                    self._drained.set()
+            self._filled.clear()
+            self._written.set()
+
+    async def _write_one(self, frame: str) -> None:
+        try:
+            async with asyncio.timeout(self._limits.send_timeout):
+                await self._send({"type": "websocket.send", "text": frame})
+        except TimeoutError:
+            raise Ended(TRY_AGAIN, "the client takes no messages") from None
+        except OSError:  # uvicorn's ClientDisconnected among them
+            raise Ended(1006, "the client is gone") from None
