@@ -83,7 +83,8 @@ class Run:
     tasks: list[UUID] = field(default_factory=list)
     leases: dict[tuple[UUID, UUID], Lease] = field(default_factory=dict)
     zombie: Lease | None = None  # what the first agent runs while it is silent: nobody cancels that
-    taken_over: bool = False  # a task runs that another lease had been running
+    zombies: set[UUID] = field(default_factory=set)  # tasks that the first agent lost so
+    taken_over: bool = False  # one of them runs again
     over: bool = False
 
     async def record(self) -> None:
@@ -216,7 +217,7 @@ class Run:
         if await self._again("acknowledge", name, args, partial(self._acknowledge, by, token)) != "RUNNING":
             return
         began = time.monotonic()
-        self.taken_over = self.taken_over or lease.number > 1
+        self.taken_over = self.taken_over or lease.task_id in self.zombies
         if name == "agent 0" and self.zombie is None and not self.taken_over:
             await self._fall_silent(lease)
         for number in (1, 2):
@@ -236,6 +237,7 @@ class Run:
         self.zombie = lease
         while await self.world.database.fetchval(_RUNS, lease.task_id, lease.number):
             await asyncio.sleep(PAUSE)
+        self.zombies.add(lease.task_id)
         self.zombie = None
 
     async def _again(self, op: str, who: str, args: dict[str, Any], work: Callable[[], Awaitable[Any]]) -> Any:
