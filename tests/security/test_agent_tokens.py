@@ -34,7 +34,10 @@ def _saying(token: str) -> dict[str, tuple[dict[str, Any], Any]]:
     lost = {"__typename": "Refused", "code": "LEASE_LOST"}
     return {
         "acknowledge": ({"tokens": [token]}, ["LEASE_LOST"]),
-        "report": ({"reports": [_report(token)]}, [{"status": "LEASE_LOST", "seq": None, "expected": None, "after": None}]),
+        "report": (
+            {"reports": [_report(token)]},
+            [{"status": "LEASE_LOST", "seq": None, "expected": None, "after": None}],
+        ),
         "finish": (
             {"results": [{**_report(token), "outcome": "COMPLETED", "result": "forged"}]},
             [{"status": "LEASE_LOST", "state": None, "after": None}],

@@ -1,6 +1,7 @@
 """Documents: remembered within bounds, refused with every reason, and never told apart by what they hide."""
 
 import logging
+from typing import Any
 
 import pytest
 from graphql import GraphQLError, build_schema, parse
@@ -13,7 +14,7 @@ from app.interfaces.engine.limits import Limits
 SCHEMA = build_schema("type Query { a: String b(n: Int!): String }")
 
 
-def documents(**limits: int) -> Documents:
+def documents(**limits: Any) -> Documents:
     return Documents(SCHEMA, Limits(**limits))
 
 

@@ -50,7 +50,7 @@ async def test_who_asks_while_a_statement_runs_gets_what_a_later_one_finds() -> 
     await asyncio.sleep(0)
     table.may.set()
 
-    assert await asyncio.gather(first, second) == [1, 10]
+    assert list(await asyncio.gather(first, second)) == [1, 10]
     assert table.asked == [{"a"}, {"a"}]
 
 
