@@ -14,12 +14,12 @@ Lock and snapshot rules, which every statement here keeps:
    commit says so. Stale `ready` heads are removed by whoever meets them.
 
 The allowed source states come as parameters from `domain.task.sources`. Items of one task (or slot) never share a
-statement: a second one waits for the next, so that each row is changed once by each.
+statement (`hot_waves.py`).
 """
 
-from collections.abc import AsyncIterator, Callable, Collection, Hashable, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -55,6 +55,7 @@ from app.persistence.hot_items import (
 from app.persistence.hot_sql import statement
 from app.persistence.hot_submit import FIND_LANES, MAKE_LANES, LaneKey, created, fields, lane_of, refusal
 from app.persistence.hot_sweep import reclaim_leases, sweep
+from app.persistence.hot_waves import in_waves
 
 __all__ = [
     "Acknowledged",
@@ -80,8 +81,6 @@ __all__ = [
 KEY_KEPT = 48 * 3600.0  # seconds that an idempotency key is remembered
 PUT_OFF = 30.0  # seconds until a task that was just being given out at its queue timeout is looked at again
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Record = asyncpg.Record
 
 _RUNNING = after(TaskState.QUEUED, Verb.ACKNOWLEDGE)
@@ -148,7 +147,7 @@ class Hot:
             async with self.transaction() as connection:
                 return await submit_guarded(connection, self._within(connection), some)
 
-        return await _in_waves(items, lambda item: item.key_id, guarded)
+        return await in_waves(items, lambda item: item.key_id, guarded)
 
     async def place(self, items: Sequence[Planned]) -> list[Placed]:
         """Give planned slots to planned tasks; those that no longer hold are left out."""
@@ -206,18 +205,18 @@ class Hot:
 
     async def acknowledge(self, items: Sequence[Fenced]) -> list[Acknowledged]:
         """queued -> running. A lease acknowledged before gets the same answer without an event."""
-        return await _in_waves(items, lambda item: item.lease.task_id, self._acknowledge)
+        return await in_waves(items, lambda item: item.lease.task_id, self._acknowledge)
 
     async def report(self, items: Sequence[Report]) -> list[Reported]:
         """Store numbered reports; a repeated number stores nothing twice, a number too far is a gap."""
-        return await _in_waves(items, lambda item: item.lease.task_id, self._report)
+        return await in_waves(items, lambda item: item.lease.task_id, self._report)
 
     async def finish(self, items: Sequence[Finish]) -> list[Finished]:
         """End leases: completed, failed, or back after a pause as the task's retry policy says.
 
         A lease that was finished before gets the same answer with `DUPLICATE`.
         """
-        return await _in_waves(items, lambda item: item.lease.task_id, self._finish)
+        return await in_waves(items, lambda item: item.lease.task_id, self._finish)
 
     async def cancel(
         self, team_id: UUID, task_ids: Sequence[UUID], *, reason: str, states: Collection[TaskState] | None = None
@@ -237,7 +236,7 @@ class Hot:
 
     async def release(self, leases: Sequence[Lease]) -> list[bool]:
         """Free the slots of leases that are over; False where the lease is alive. Idempotent."""
-        return await _in_waves(leases, lambda lease: lease.task_id, self._release)
+        return await in_waves(leases, lambda lease: lease.task_id, self._release)
 
     async def beat(self, items: Sequence[tuple[UUID, int, float]]) -> list[bool]:
         """(agent, session_no, seconds ago) signs of life; False where that session is over."""
@@ -369,25 +368,6 @@ class Hot:
             _LEASED,
         )
         return [row["freed"] for row in rows]
-
-
-async def _in_waves(
-    items: Sequence[Item],
-    key: Callable[[Item], Hashable],
-    run: Callable[[Sequence[Item]], Any],
-) -> list[Any]:
-    """Run every item, those with the same key in separate statements and in their order."""
-    results: list[Any] = [None] * len(items)
-    left = list(range(len(items)))
-    while left:
-        wave: dict[Hashable, int] = {}
-        for n in left:
-            wave.setdefault(key(items[n]), n)
-        chosen = list(wave.values())
-        for n, result in zip(chosen, await run([items[n] for n in chosen]), strict=True):
-            results[n] = result
-        left = [n for n in left if n not in set(chosen)]
-    return results
 
 
 def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
