@@ -22,7 +22,7 @@ from app.domain.errors import StorageUnavailable, Unavailable
 from app.domain.pool import ProvisionerKind
 from app.events.bus import RedisBus
 from app.loops.runner import Loop
-from app.persistence import sessions as agent_sessions
+from app.persistence import offers
 from app.persistence.agents import AgentReads
 from app.persistence.batching import Around
 from app.persistence.database import Database, WrongDatabase, open_database
@@ -375,7 +375,7 @@ def _sources(database: Database, bus: RedisBus) -> dict[str, Source]:
 
 def _offer_anew(database: Database, scheduler: Scheduler) -> LabelsNamed:
     async def offer_anew(team_id: UUID, labels: frozenset[str]) -> None:
-        await agent_sessions.offer_anew(database, team_id, sorted(labels))
+        await offers.offer_anew(database, team_id, sorted(labels))
         scheduler.changed(team_id)
 
     return offer_anew

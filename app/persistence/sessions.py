@@ -5,8 +5,7 @@ lost what the old one ran: those leases end at once. A second process beside a l
 
 1. Each connect takes a new session number, so writes over an older connection are refused.
 2. A slot that holds a lease is never dropped; a slot that holds the lease of a dead process is never kept.
-3. An offer is the agent's labels without those that no requirement of the team names, and the workflows that its key
-   is pinned to; when a requirement names a new label, `offer_anew` sees every connect that did not see it.
+3. A connect shares the lock of the team's labels until its slots stand with their offer (`offers.py`).
 4. Lock order: agent < agent_session < slot < task_live, as in `hot.py`.
 5. A drain is of the process that was told: a new process of the agent takes work. A pause lasts until it is resumed.
 6. A removed agent keeps its id and gives its name away: whoever connects by the name then is another agent.
@@ -22,6 +21,7 @@ from app.domain.task import LEASED, TaskState
 from app.persistence.database import Connection, Database, Record
 from app.persistence.hot import Reclaimed, Timings
 from app.persistence.hot_sweep import end_leases
+from app.persistence.offers import offer_of, share_labels
 
 PAUSED = "paused"
 DRAINING = "draining"
@@ -101,7 +101,7 @@ async def connect(database: Database, hello: Hello) -> Connected | Taken | NameK
     """Begin a session, as one commit. Idempotent for each instance: a repeated call is a reconnect."""
     try:
         async with database.hot.transaction() as c:
-            await c.execute(_SHARE_LABELS, str(hello.team_id))
+            await share_labels(c, hello.team_id)
             return await _connect(c, hello, database.hot.timings)
     except _Refused as refused:
         return refused.answer
@@ -225,15 +225,6 @@ async def remove(database: Database, team_id: UUID, agent_id: UUID, *, force: bo
     return reclaimed
 
 
-async def offer_anew(database: Database, team_id: UUID, labels: Sequence[str]) -> int:
-    """After a commit whose requirement names new `labels`: agents with them offer them. Returns how many slots."""
-    async with database.hot.transaction() as c:
-        await c.execute(_OWN_LABELS, str(team_id))
-        await c.execute(_MAKE_OFFERS, team_id, list(labels))
-        changed = await c.fetch(_CHANGE_OFFERS, team_id, list(labels))
-    return len(changed)
-
-
 def _beats(session: Record, within: float) -> bool:
     return bool(session["alive"] and not session["left"] and session["silent"] < within)
 
@@ -284,28 +275,13 @@ async def _size_slots(
     c: Connection, hello: Hello, agent_id: UUID, session_no: int, numbers: Sequence[int], *, opens: bool
 ) -> None:
     """`numbers` are those of the slots that it has."""
-    offer_id = await _offer(c, hello)
+    offer_id = await offer_of(c, hello.team_id, hello.labels, hello.workflows)
     if numbers:
         await c.execute(_KEEP_SLOTS, agent_id, session_no, offer_id, opens, hello.slots)
     if list(numbers) != list(range(1, hello.slots + 1)):
         await c.execute(_ADD_SLOTS, agent_id, session_no, offer_id, opens, hello.slots, hello.team_id)
         await c.execute("DELETE FROM slot WHERE agent_id = $1 AND no > $2 AND task_id IS NULL", agent_id, hello.slots)
 
-
-async def _offer(c: Connection, hello: Hello) -> int:
-    found = await c.fetchrow(_NARROWED, hello.team_id, list(hello.labels), hello.workflows)
-    if found["id"] is None:
-        await c.execute(
-            "INSERT INTO offer (team_id, labels) VALUES ($1, $2) ON CONFLICT DO NOTHING", hello.team_id, found["labels"]
-        )
-        found = await c.fetchrow(
-            "SELECT id FROM offer WHERE team_id = $1 AND labels = $2", hello.team_id, found["labels"]
-        )
-    return int(found["id"])
-
-
-_SHARE_LABELS = "SELECT pg_advisory_xact_lock_shared(hashtext('runyard offers'), hashtext($1))"
-_OWN_LABELS = "SELECT pg_advisory_xact_lock(hashtext('runyard offers'), hashtext($1))"
 
 _NEW_AGENT = """
 INSERT INTO agent (team_id, name, labels, facts, slots, version, credential_id, workflows, secret_hash, registration)
@@ -376,33 +352,4 @@ UPDATE agent_session SET accepting = $3 WHERE agent_id = $1 AND session_no = $2 
 _PAUSE_OF = "SELECT pause FROM agent WHERE id = $1"
 _LEAVE = """
 UPDATE agent_session SET left_at = app_now() WHERE agent_id = $1 AND session_no = $2 AND alive RETURNING agent_id
-"""
-_NARROWED = """
-SELECT n.labels, o.id FROM (
-  SELECT ARRAY(SELECT DISTINCT label COLLATE "C" FROM requirement r, unnest(r.labels) AS label
-    WHERE r.team_id = $1 AND label = ANY($2::text[]) ORDER BY 1)
-    || ARRAY(SELECT '@' || id FROM unnest($3::uuid[]) AS id ORDER BY id) AS labels
-) n LEFT JOIN offer o ON o.team_id = $1 AND o.labels = n.labels
-"""
-_OFFERED = """
-WITH named AS MATERIALIZED (
-  SELECT DISTINCT label FROM requirement r, unnest(r.labels) AS label WHERE r.team_id = $1
-),
-o AS MATERIALIZED (
-  SELECT a.id AS agent_id, ARRAY(SELECT label COLLATE "C" FROM named WHERE label = ANY(a.labels) ORDER BY 1)
-    || ARRAY(SELECT '@' || id FROM unnest(a.workflows) AS id ORDER BY id) AS labels
-  FROM agent a WHERE a.team_id = $1 AND a.labels && $2::text[]
-)
-"""
-_MAKE_OFFERS = f"""{_OFFERED}
-INSERT INTO offer (team_id, labels) SELECT DISTINCT $1::uuid, labels FROM o ORDER BY 2 ON CONFLICT DO NOTHING
-"""
-_CHANGE_OFFERS = f"""{_OFFERED},
-s AS MATERIALIZED (
-  SELECT s.agent_id, s.no, f.id FROM slot s JOIN o ON o.agent_id = s.agent_id
-  JOIN offer f ON f.team_id = $1 AND f.labels = o.labels
-  ORDER BY s.agent_id, s.no FOR NO KEY UPDATE OF s
-)
-UPDATE slot v SET offer_id = s.id FROM s
-WHERE v.agent_id = s.agent_id AND v.no = s.no AND v.offer_id <> s.id RETURNING v.agent_id
 """

@@ -8,7 +8,7 @@ import pytest
 
 from app.domain.lease import Lease
 from app.domain.task import TaskState
-from app.persistence import sessions
+from app.persistence import offers, sessions
 from app.persistence.hot import Fence, Timings
 from app.persistence.sessions import NameKnown, Taken
 from tests.hot_world import World, fence, finish, log, report, world
@@ -341,7 +341,7 @@ async def test_an_offer_has_only_labels_that_someone_asks_for(here: World) -> No
     before = await here.reads.offers(here.team, after=0)
     await here.hot.fetch("INSERT INTO requirement (team_id, labels) VALUES ($1, ARRAY['gpu', 'vram=24'])", here.team)
 
-    changed = await sessions.offer_anew(here.database, here.team, ["vram=24"])
+    changed = await offers.offer_anew(here.database, here.team, ["vram=24"])
 
     assert list(before.values()) == [("gpu",)]
     assert changed == 1

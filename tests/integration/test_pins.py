@@ -10,7 +10,7 @@ import pytest
 from app.domain.credential import KeyKind
 from app.domain.placement_reasons import Obstacle
 from app.domain.task import TaskState
-from app.persistence import sessions
+from app.persistence import offers
 from app.persistence.database import Database
 from app.services.credentials import CredentialService, CredentialWish
 from app.services.lanes import LaneService
@@ -109,7 +109,7 @@ async def test_a_new_label_of_the_team_takes_no_pin_away(world: World) -> None:
     agent = await connect(world, slots=4, labels=("gpu", "fast"), workflows=pins)
     document = {**DOCUMENT, "slug": "third", "name": "Third", "labels": ["fast"]}
     await world.workflows.create(world.owner, world.team, document)
-    await sessions.offer_anew(world.db, world.team, ["fast"])
+    await offers.offer_anew(world.db, world.team, ["fast"])
 
     own, other = await submit(world, "render"), await submit(world, "third")
 

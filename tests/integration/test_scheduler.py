@@ -11,7 +11,7 @@ import pytest
 from app.domain.errors import Unavailable
 from app.domain.lease import Lease
 from app.events.bus import RedisBus
-from app.persistence import sessions
+from app.persistence import offers
 from app.persistence.database import open_database
 from app.persistence.hot import Fenced, Finish
 from app.persistence.sessions import Connected
@@ -377,7 +377,7 @@ async def test_offers_that_change_under_a_running_scheduler_are_seen(world: Worl
     await scheduler.settle()
     before = await world.state(task)
 
-    await sessions.offer_anew(world.database, world.team, ["big", "gpu"])
+    await offers.offer_anew(world.database, world.team, ["big", "gpu"])
     scheduler.changed(world.team)
     await scheduler.settle()
 
