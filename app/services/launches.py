@@ -30,9 +30,10 @@ from app.domain.pool import (
     step,
 )
 from app.persistence import database as stored
-from app.persistence import duties, launches, sessions
+from app.persistence import duties, launches, scaling, sessions
 from app.persistence.database import Database
-from app.persistence.launches import Claimed, Moved
+from app.persistence.launches import Claimed
+from app.persistence.provisions import Moved
 from app.services.credentials import CredentialService
 from app.services.feed_publisher import FeedPublisher
 from app.services.ports import Provisioner
@@ -86,7 +87,7 @@ class LaunchService:
 
     async def scale(self) -> int:
         """System verb: ask for the agents that pools need, retire those that they do not; returns how many of both."""
-        return sum([await self._scale(team_id) for team_id in await launches.teams(self._database)])
+        return sum([await self._scale(team_id) for team_id in await scaling.teams(self._database)])
 
     async def attend(self) -> int:
         """System verb: the next step of every launch that is this replica's to drive; returns how many moved."""
@@ -112,7 +113,7 @@ class LaunchService:
     async def _scale(self, team_id: UUID) -> int:
         """One team that cannot be looked at keeps no other one waiting."""
         try:
-            done = await launches.scale(self._database, team_id, [*self._provisioners], time_scale=self._time_scale)
+            done = await scaling.scale(self._database, team_id, [*self._provisioners], time_scale=self._time_scale)
         except Unavailable:
             raise
         except Exception:
