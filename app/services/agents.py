@@ -16,9 +16,9 @@ from app.persistence.agents import RunPage as RunPage
 from app.persistence.database import Database
 from app.persistence.tasks import AttemptRecord
 from app.services.access import Permission, Viewer
-from app.services.connections import tell_reclaimed
 from app.services.feed_publisher import FeedPublisher
 from app.services.inputs import Checked
+from app.services.reclaims import tell_reclaimed
 from app.services.scheduler import Scheduler
 
 MAX_NOTE = 500  # characters

@@ -13,7 +13,6 @@ there; a connection is sent what it has not been told yet. Invariants:
 """
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
@@ -23,15 +22,12 @@ from datetime import timedelta
 from uuid import UUID
 
 from app.domain import lease as tokens
-from app.domain import report as said
 from app.domain.agent import Introduction, check_introduction
-from app.domain.errors import AgentTaken, Busy, Forbidden, LeaseLost, NotFound
-from app.domain.events import Batch
+from app.domain.errors import AgentTaken, Busy, Forbidden, LeaseLost
 from app.domain.lease import Lease
-from app.domain.task import Reason
 from app.persistence import sessions
 from app.persistence.database import Database
-from app.persistence.hot import Fenced, Finish, Reclaimed
+from app.persistence.hot import Reclaimed
 from app.persistence.placement import Order, PlacementReads, Standing
 from app.persistence.reconnects import Comeback, Reconnected
 from app.persistence.sessions import Connected, Hello, KnownAgent, NameKnown, Taken
@@ -41,13 +37,12 @@ from app.services.dispatch import AgentConnection
 from app.services.feed import FeedService
 from app.services.feed_publisher import FeedPublisher
 from app.services.introductions import hashed, new_secret, registration_of
-from app.services.orders import AgentOrder, Assign, Cancel, Reconnect, rest_of
+from app.services.orders import AgentOrder, Orders, Reconnect, rest_of
 from app.services.ports import Quota
+from app.services.reclaims import tell_reclaimed
 from app.services.scheduler import Scheduler
 from app.services.uploads import UploadService
 from app.services.workflows import WorkflowService
-
-log = logging.getLogger(__name__)
 
 LONGEST_SPREAD = 18.0  # seconds; agents wait up to a fifth longer, and are back before a lease of 30 s ends
 CONNECTS = 10  # of one agent in a minute
@@ -117,11 +112,18 @@ class ConnectionService:
         self._feed = feed
         self._publisher = publisher
         self._scheduler = scheduler
-        self._workflows = workflows
-        self._uploads = uploads
         self._keys = token_keys
         self._replica = replica
         self._times = times
+        self._orders = Orders(
+            database=database,
+            publisher=publisher,
+            scheduler=scheduler,
+            workflows=workflows,
+            uploads=uploads,
+            token_keys=token_keys,
+            grace=times.grace,
+        )
         self._known: dict[UUID, _Known] = {}
         self._connecting = 0  # the long way
         self._turns = asyncio.Semaphore(AT_ONCE)
@@ -246,7 +248,7 @@ class ConnectionService:
                 standing = await self._read(agent)
                 fresh = [order for order in standing.orders if _state(order) not in told]
                 batch: list[AgentOrder] = [] if standing.pause == pause else [rest_of(standing)]
-                batch += [order for each in fresh if (order := await self._order(agent, each)) is not None]
+                batch += [order for each in fresh if (order := await self._orders.of(agent, each)) is not None]
                 told, pause = {_state(order) for order in standing.orders}, standing.pause
                 if batch:
                     yield batch
@@ -331,47 +333,6 @@ class ConnectionService:
             raise LeaseLost(f"session {agent.session_no} of this agent is over: connect again")
         return standing
 
-    async def _order(self, agent: AgentConnection, order: Order) -> Assign | Cancel | None:
-        token = tokens.mint(Lease(order.task_id, agent.agent_id, order.lease_no, order.attempt), self._keys[0])
-        if not order.alive:
-            return Cancel(token=token, grace=self._times.grace)
-        if order.acknowledged:
-            return None
-        version = await self._workflows.frozen(order.workflow_id, order.version)
-        parameters = order.parameters or {}
-        try:
-            inputs = await self._uploads.inputs(agent.team_id, version.plan.parameters, parameters)
-        except NotFound as gone:
-            await self._refuse(agent, order, gone.message)
-            return None
-        return Assign(
-            token=token,
-            task_id=order.task_id,
-            attempt=order.attempt,
-            workflow=order.slug,
-            runtime=version.plan.runtime,
-            definition=version.plan.definition,
-            parameters=parameters,
-            inputs=inputs,
-            timeout=order.timeout,
-            exclusive=version.plan.exclusive,
-        )
-
-    async def _refuse(self, agent: AgentConnection, order: Order, why: str) -> None:
-        """Fail a task that no agent can run: its lease is taken and ends at once, in its agent's name."""
-        log.warning("a task cannot be run", extra={"task": str(order.task_id), "cause": why})
-        hot, lease = self._database.batched, Lease(order.task_id, agent.agent_id, order.lease_no, order.attempt)
-        begun = await hot.acknowledge(Fenced(lease=lease, session_no=agent.session_no))
-        error = said.error(Reason.INPUT_GONE, why, None)
-        reason = Reason.INPUT_GONE
-        ended = await hot.finish(Finish(lease=lease, session_no=agent.session_no, number=1, error=error, reason=reason))
-        events = ((begun.event,) if begun.event else ()) + ended.events
-        if events and ended.state is not None:
-            batch = Batch(self._database.log_epoch, events[0].seq, events[-1].seq, ended.state, events)
-            self._publisher.task_changed(agent.team_id, order.task_id, batch)
-            self._publisher.agents_changed(agent.team_id, agent.agent_id)
-            self._scheduler.freed(agent.team_id, agent.agent_id, ended.key_id)
-
     def _hello(
         self, identity: AgentIdentity, checked: Introduction, known: KnownAgent | None, secret: str | None
     ) -> Hello:
@@ -401,17 +362,6 @@ class ConnectionService:
 
     def _tell_reclaimed(self, reclaimed: Sequence[Reclaimed]) -> None:
         tell_reclaimed(reclaimed, self._publisher, self._scheduler, self._database.log_epoch)
-
-
-def tell_reclaimed(reclaimed: Sequence[Reclaimed], publisher: FeedPublisher, scheduler: Scheduler, epoch: int) -> None:
-    """Tell what a sweep did: to the tasks' views, to their agents, and to placement."""
-    for each in reclaimed:
-        batch = Batch(epoch, each.events[0].seq, each.events[-1].seq, each.state, each.events)
-        publisher.task_changed(each.team_id, each.task_id, batch)
-        publisher.agent_look(each.team_id, each.agent_id)
-        publisher.agents_changed(each.team_id, each.agent_id)
-    for team_id in {each.team_id for each in reclaimed}:
-        scheduler.changed(team_id)
 
 
 def _state(order: Order) -> tuple[UUID, int, bool]:

@@ -3,8 +3,8 @@
 from app.domain.events import Batch
 from app.persistence import duties
 from app.persistence.database import Database
-from app.services.connections import tell_reclaimed
 from app.services.feed_publisher import FeedPublisher
+from app.services.reclaims import tell_reclaimed
 from app.services.scheduler import Scheduler
 
 
