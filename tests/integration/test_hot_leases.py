@@ -80,6 +80,18 @@ async def test_a_session_that_is_locked_keeps_no_other_silent(here: World) -> No
     assert [row["agent_id"] for row in silent] == [held.agent_id]
 
 
+async def test_a_sign_from_before_the_end_of_its_connection_does_not_bring_it_back(here: World) -> None:
+    agent = await here.connect()
+    await sessions.leave(here.database, agent.agent_id, agent.session_no)
+
+    assert await here.hot.beat([(agent.agent_id, agent.session_no, 5.0)]) == [True]
+    early = await here.hot.fetch("SELECT FROM agent_session WHERE agent_id = $1 AND left_at IS NULL", agent.agent_id)
+    assert await here.hot.beat([(agent.agent_id, agent.session_no, 0.0)]) == [True]
+    late = await here.hot.fetch("SELECT FROM agent_session WHERE agent_id = $1 AND left_at IS NULL", agent.agent_id)
+
+    assert (len(early), len(late)) == (0, 1)
+
+
 async def test_the_retry_policy_brings_a_lost_task_back(here: World) -> None:
     agent = await here.connect()
     fenced = await here.running(agent, retry_max=1, retry_on=("agent_lost",))
