@@ -22,6 +22,7 @@ from app.demo.demo import DemoFailed, demo
 from app.domain.errors import DomainError
 from app.interfaces.graphql import sdl
 from app.settings import Settings, WrongSetting
+from app.wiring.resources import CannotOpen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments) or 0)
     except WrongSetting as wrong:
         return _say(f"runyard: {wrong}", 2)
-    except (DemoFailed, DomainError, wiring.CannotOpen, workers.WorkerFailed) as failed:
+    except (DemoFailed, DomainError, CannotOpen, workers.WorkerFailed) as failed:
         return _say(f"runyard: {failed}", 1)
     except KeyboardInterrupt:
         return 130

@@ -28,7 +28,8 @@ from app import children, logs, settings
 from app.domain.errors import DomainError
 from app.process import addresses, asked_to_stop, bound, say_first_run_link, serving
 from app.settings import Settings, WrongSetting
-from app.wiring import CannotOpen, open_servers
+from app.wiring import open_servers
+from app.wiring.resources import CannotOpen
 
 log = logging.getLogger("app.workers")  # also where this file is the program
 

@@ -1,4 +1,4 @@
-"""Every service of one open App: what the interfaces and the loops are given. Only `wiring.py` makes one."""
+"""Every service of one open App: what the interfaces and the loops are given. Only `wiring/` makes one."""
 
 from dataclasses import dataclass
 

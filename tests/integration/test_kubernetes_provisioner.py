@@ -13,7 +13,8 @@ from app import settings
 from app.domain.errors import Unavailable
 from app.domain.pool import Alive, Gone, LaunchRefused
 from app.provisioning.kubernetes import KubernetesProvisioner, label_value, open_kubernetes
-from app.wiring import CannotOpen, open_app
+from app.wiring import open_app
+from app.wiring.resources import CannotOpen
 from tests.conformance.test_provisioner import KEY, an_order
 from tests.kubernetes_stub import KUBECONFIG, Cluster, kubernetes_api
 

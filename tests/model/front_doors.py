@@ -30,7 +30,8 @@ from app.persistence.hot import Hot, NewTask, Planned, Timings
 from app.services.access import Viewer
 from app.services.bundle import Services
 from app.services.credentials import CredentialWish
-from app.wiring import _keys, open_app
+from app.wiring import open_app
+from app.wiring.keys import keys
 from tests.integration.engine_server import listening
 from tests.viewers import make_owner, team_of
 from tests.waiting import until
@@ -292,7 +293,7 @@ async def open_doors(url: str, redis_url: str, folder: Path) -> AsyncIterator[Do
             admin=admin,
             replica=Hot(pool, ALWAYS),
             ticks={loop.name: loop._tick for loop in app.loops},
-            token_key=_keys(chosen, "assignment tokens")[0],
+            token_key=keys(chosen, "assignment tokens")[0],
             http=http,
         )
 
