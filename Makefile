@@ -22,7 +22,7 @@ BUNDLE := app/interfaces/web/static/explorer/index.html
 ONCE :=
 ARGS :=
 
-.PHONY: help setup demo test check format bench docs explorer node lock bench-lock clean
+.PHONY: help setup demo test check format bench mutants docs explorer node lock bench-lock clean
 
 help: ## list every target
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ $(PEERS)/.installed: bench/peers/requirements.txt bench/peers/requirements-arq.t
 		$(PYTHON) -m venv $(PEERS)/$$each && $(PEERS)/$$each/bin/python -m pip --disable-pip-version-check --quiet \
 			--no-input install --require-hashes --requirement bench/peers/$$each.txt || exit 1; done
 	@touch $@
+
+mutants: $(VENV)/.test ## break the product in each known way, and see the proofs notice; ARGS="--write docs/guarantees.md"
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 docs: $(VENV)/.test ## write the generated parts of docs/ and schema.graphql anew
 	@$(BIN)/runyard schema > schema.graphql.new && mv schema.graphql.new schema.graphql
