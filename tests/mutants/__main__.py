@@ -73,7 +73,7 @@ def _try(mutant: Mutant, number: int, of: int) -> Outcome:
         mutant.apply(tree)
         done = _pytest(tree, mutant.proofs, search="find")
     lines = done.stdout.splitlines()
-    failed = tuple(line.split()[1] for line in lines if line.startswith("FAILED "))
+    failed = tuple(line.split()[1].partition("[")[0] for line in lines if line.startswith("FAILED "))
     trouble = "" if done.returncode == FAILED and failed else f"exit code {done.returncode}: {' '.join(lines[-3:])}"
     outcome = Outcome(mutant, failed if done.returncode == FAILED else (), time.monotonic() - began, trouble)
     print(f"{'caught' if outcome.caught else 'NOT CAUGHT'} in {outcome.seconds:.0f} s", flush=True)
