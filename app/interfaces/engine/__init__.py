@@ -3,4 +3,5 @@
 bytes -> http.py -----> engine.py -> documents.py (text -> parsed, validated, measured; one bounded LRU)
          socket.py --/      |
            protocol.py      +-> graphql-core: execution, one fresh context for each operation and each event
+           outbox.py
 """
