@@ -22,7 +22,7 @@ import uvicorn
 
 from app.asgi import Surface, create_asgi
 from app.domain.errors import Unavailable
-from app.interfaces.engine.wire import SocketProtocol
+from app.interfaces.engine.wire import HttpProtocol, SocketProtocol
 from app.settings import Settings, WrongSetting
 from app.wiring import App, open_app
 
@@ -172,7 +172,7 @@ def _config(surface: Surface, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         surface,
         lifespan="off",
-        http="httptools",
+        http=HttpProtocol,
         ws=SocketProtocol,
         ws_max_size=AGENT_MESSAGE,
         ws_ping_interval=SOCKET_PING,

@@ -18,7 +18,7 @@ from app.interfaces.engine.engine import Encoded, Operation
 from app.interfaces.engine.limits import Limits
 from app.interfaces.engine.protocol import SUBPROTOCOL
 from app.interfaces.engine.request import Credentials, Exchange
-from app.interfaces.engine.wire import SocketProtocol
+from app.interfaces.engine.wire import HttpProtocol, SocketProtocol
 from tests.waiting import until
 
 SECRET = "the database password is hunter2"  # must never reach a client
@@ -181,7 +181,6 @@ class Door:
     witness: Witness = field(default_factory=Witness)
     cookie_name: str | None = "session"
     origins: frozenset[str] = frozenset({"https://runyard.example"})
-    event_streams: bool = True
     numbers: Any = field(default_factory=count)
 
     async def identify(self, credentials: Credentials) -> Caller | None:
@@ -244,6 +243,7 @@ async def listening(app: Any) -> AsyncIterator[str]:
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,
+        http=HttpProtocol,
         ws=SocketProtocol,
         ws_max_size=4 * 1024 * 1024,
         ws_per_message_deflate=False,

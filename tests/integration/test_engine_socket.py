@@ -358,7 +358,8 @@ async def test_a_draining_socket_begins_nothing_new() -> None:
         await subscribe(socket, "1", "{ gated }")
         await until(lambda: server.witness.waiting == 1)
         draining = asyncio.create_task(server.endpoint.drain(grace=0))
-        await until(lambda: all(each._leaving.is_set() for each in server.endpoint._socket._open))
+        departures: Any = server.endpoint._departures
+        await until(lambda: all(each._leaving.is_set() for each in departures._open))
 
         await subscribe(socket, "2", "{ gated }")
         server.witness.gate.set()

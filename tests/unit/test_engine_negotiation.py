@@ -4,9 +4,8 @@ import pytest
 
 from app.domain.errors import BadRequest, LimitExceeded
 from app.interfaces.engine.errors import Refused
-from app.interfaces.engine.negotiation import JSON, RESPONSE, check_json, choose
+from app.interfaces.engine.negotiation import EVENT_STREAM, JSON, MULTIPART, RESPONSE, check_json, choose, choose_stream
 from app.interfaces.engine.request import Params, cookie_value
-from app.interfaces.engine.sse import wanted
 
 
 @pytest.mark.parametrize(
@@ -30,12 +29,28 @@ def test_the_media_type_of_an_answer(accept: str | None, chosen: str | None) -> 
     assert choose(accept) == chosen
 
 
-def test_events_are_chosen_only_where_no_json_is_taken() -> None:
-    assert wanted("text/event-stream")
-    assert not wanted(f"text/event-stream, {JSON}")
-    assert not wanted(f"{RESPONSE}, text/event-stream")
-    assert not wanted("*/*")
-    assert not wanted(None)
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        (None, None),
+        ("*/*", None),
+        (JSON, None),
+        (EVENT_STREAM, EVENT_STREAM),
+        ("Text/Event-Stream; charset=utf-8", EVENT_STREAM),
+        (f"{RESPONSE}, {EVENT_STREAM}", EVENT_STREAM),
+        (f"{EVENT_STREAM};q=0", None),
+        (MULTIPART, None),
+        (f"{MULTIPART};deferSpec=20220824", None),
+        (f"{MULTIPART};boundary=graphql;subscriptionSpec=1.0,{JSON}", MULTIPART),
+        (f'{MULTIPART};boundary="graphql";subscriptionSpec="1.0"', MULTIPART),
+        (f"{EVENT_STREAM}, {MULTIPART};subscriptionSpec=1.0", EVENT_STREAM),
+        (f"{MULTIPART};subscriptionSpec=1.0, {EVENT_STREAM}", MULTIPART),
+        (f"{EVENT_STREAM};q=0.5, {MULTIPART};subscriptionSpec=1.0;q=0.6", MULTIPART),
+        (f"{EVENT_STREAM};q=0, {MULTIPART};subscriptionSpec=1.0;q=0.1", MULTIPART),
+    ],
+)
+def test_the_media_type_of_a_stream(accept: str | None, chosen: str | None) -> None:
+    assert choose_stream(accept) == chosen
 
 
 @pytest.mark.parametrize("content_type", [JSON, "application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"'])

@@ -71,7 +71,6 @@ class AgentsInterface:
     limits: Limits
     cookie_name: str | None = None
     origins: frozenset[str] = frozenset()
-    event_streams: bool = True
 
     async def identify(self, credentials: Credentials) -> AgentIdentity:
         return await self.authentication.agent(credentials.authorization)

@@ -6,6 +6,7 @@ from functools import partial
 
 from graphql import ASTValidationRule, GraphQLSchema
 
+from app.interfaces.engine.departures import Departures
 from app.interfaces.engine.engine import Engine, Interface
 from app.interfaces.engine.headers import Scope
 from app.interfaces.engine.http import HttpEndpoint, Receive, Send
@@ -30,12 +31,16 @@ class Endpoint:
     ) -> None:
         measures = measures or Measures()
         engine = Engine(schema, interface.limits, rules=rules, log_level=log_level, measures=measures, tracing=tracing)
-        self._http = HttpEndpoint(engine, interface)
-        self._socket = SocketEndpoint(engine, interface, opened=partial(measures.sockets.add, kind))
+        self._departures = Departures()
+        self._http = HttpEndpoint(engine, interface, self._departures)
+        self._socket = SocketEndpoint(engine, interface, self._departures, opened=partial(measures.sockets.add, kind))
 
     async def drain(self, *, grace: float) -> None:
-        """Send every socket elsewhere, none before `grace` seconds; returns once they are closed, or time is up."""
-        await self._socket.drain(grace=grace)
+        """Send every socket and stream elsewhere, none before `grace` seconds.
+
+        Returns once they are closed, or time is up.
+        """
+        await self._departures.drain(grace=grace)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 from graphql import ASTValidationRule, ExecutionResult, GraphQLError, GraphQLSchema, OperationDefinitionNode
@@ -55,10 +55,6 @@ class Interface(Protocol):
     def origins(self) -> frozenset[str]:
         """The origins whose pages may open a socket on a cookie; exact, like `https://runyard.example`."""
 
-    @property
-    def event_streams(self) -> bool:
-        """Whether subscriptions are also offered as server-sent events."""
-
     async def identify(self, credentials: Credentials) -> Any:
         """The caller, None for nobody; raises `Unauthenticated` for what is not, or no longer, an identity here."""
 
@@ -80,6 +76,17 @@ class Encoded:
     """A whole result that somebody else has executed and encoded: `{"data": ...}` as JSON."""
 
     payload: bytes
+    resume_id: str | None = None  # as of `Result`
+
+
+class Result(NamedTuple):
+    """One encoded result of a subscription; `resume_id` is where a reader goes on that has seen it.
+
+    It is the `resume_id` of the source's event, where that has one.
+    """
+
+    payload: bytes
+    resume_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +179,7 @@ class Engine:
         self._log(operation, began, answer.errors)
         return answer
 
-    async def stream(self, operation: Operation, make_context: MakeContext) -> AsyncGenerator[bytes, None]:
+    async def stream(self, operation: Operation, make_context: MakeContext) -> AsyncGenerator[Result, None]:
         """The encoded results of a subscription. Raises `Refused` where it does not begin, or ends by a failure.
 
         Close the generator (`aclosing`): that closes its source at once.
@@ -205,14 +212,15 @@ class Engine:
 
     async def _event(
         self, executor: Executor[Any], event: Any, operation: Operation, make_context: MakeContext
-    ) -> bytes:
+    ) -> Result:
+        resume_id = getattr(event, "resume_id", None)
         if isinstance(event, Encoded):
-            return event.payload
+            return Result(event.payload, resume_id)
         own = executor.build_per_event_executor(event)
         own.context_value = make_context()
         async with asyncio.timeout(self.limits.deadline):
             result = await _settled(execute_subscription_event(own))
-        return _answer(result, operation.request_id).payload
+        return Result(_answer(result, operation.request_id).payload, resume_id)
 
     def _executor(self, operation: Operation, context: Any) -> Executor[Any]:
         executor = ExecutorThrowingOnIncremental.build(

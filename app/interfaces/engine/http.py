@@ -1,12 +1,11 @@
-"""GraphQL over HTTP: one request, one answer, with the status that tells of it.
+"""GraphQL over HTTP: one request, one answer, with the status that tells of it; a subscription's answer is a stream.
 
 In `application/graphql-response+json` a request that was not executed has a 4xx or 5xx status; in `application/json`,
 which old clients expect, a document that is not valid is answered with 200. Mutations are by POST alone. An answer is
-never to be kept.
+never to be kept. A client that takes events and no JSON is answered a query in events too: one `next`, one `complete`.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import aclosing
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -14,13 +13,15 @@ import orjson
 
 from app import logs
 from app.domain.errors import BadRequest, DomainError, LimitExceeded
-from app.interfaces.engine import sse
+from app.interfaces.engine.departures import Departures
 from app.interfaces.engine.documents import is_query
-from app.interfaces.engine.engine import Answer, Engine, Interface, Operation, refusal
+from app.interfaces.engine.engine import Answer, Engine, Interface, Operation, Result, refusal
 from app.interfaces.engine.errors import Refused, unexpected
+from app.interfaces.engine.framing import FRAMINGS, Framing
 from app.interfaces.engine.headers import Scope, exchange_of, http_credentials
-from app.interfaces.engine.negotiation import JSON, RESPONSE, check_json, choose
-from app.interfaces.engine.request import Exchange, Params
+from app.interfaces.engine.negotiation import EVENT_STREAM, JSON, MULTIPART, RESPONSE, check_json, choose, choose_stream
+from app.interfaces.engine.request import Credentials, Exchange, Params
+from app.interfaces.engine.streams import Asked, HttpStreams
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -35,9 +36,10 @@ class ClientGone(Exception):
 class HttpEndpoint:
     """The HTTP side of one interface: an ASGI application for one path."""
 
-    def __init__(self, engine: Engine, interface: Interface) -> None:
+    def __init__(self, engine: Engine, interface: Interface, departures: Departures) -> None:
         self._engine = engine
         self._interface = interface
+        self._streams = HttpStreams(engine, interface, departures)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
@@ -47,16 +49,15 @@ class HttpEndpoint:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         media_type = choose(exchange.headers.get("accept"))
         try:
-            operation, caller = await self._accept(scope, receive, exchange)
-            if self._streams(operation, exchange):
-                await self._stream(operation, caller, exchange, receive, send)
-                return
-            if media_type is None:
-                raise Refused.of(BadRequest(f"expected to be asked for {RESPONSE} or {JSON}"), status=406)
-            context = self._interface.context(caller, exchange)
-            answer = await self._engine.execute(operation, context)
-            status = answer.status if media_type == RESPONSE or answer.status >= 500 else 200
-            await _send(send, exchange, status, answer.payload, media_type=media_type)
+            operation, caller, credentials = await self._accept(scope, receive, exchange)
+            framing = _framing(operation, exchange)
+            if operation.streams and framing:
+                asked = Asked(
+                    operation=operation, caller=caller, credentials=credentials, exchange=exchange, framing=framing
+                )
+                await self._streams.answer(asked, scope, receive, send)
+            else:
+                await self._answer(operation, caller, exchange, send, framing)
         except ClientGone:
             return
         except DocumentRefused as error:
@@ -66,8 +67,23 @@ class HttpEndpoint:
         except Refused as refused:
             await _refuse(send, exchange, refused, refused.status, media_type)
 
-    async def _accept(self, scope: Scope, receive: Receive, exchange: Exchange) -> tuple[Operation, Any]:
-        """The operation and its caller; raises `Refused` where nothing is to be executed."""
+    async def _answer(
+        self, operation: Operation, caller: Any, exchange: Exchange, send: Send, framing: Framing | None
+    ) -> None:
+        """One whole answer: JSON, or the events of a client that takes nothing else."""
+        media_type = choose(exchange.headers.get("accept"))
+        if media_type is None and framing is None:
+            raise Refused.of(BadRequest(f"expected to be asked for {RESPONSE}, {JSON} or {EVENT_STREAM}"), status=406)
+        answer = await self._engine.execute(operation, self._interface.context(caller, exchange))
+        if framing and answer.executed:
+            payload = framing.result(Result(answer.payload)) + framing.complete()
+            await _send(send, exchange, 200, payload, content_type=framing.content_type)
+            return
+        status = answer.status if media_type != JSON or answer.status >= 500 else 200
+        await _send(send, exchange, status, answer.payload, content_type=_utf8(media_type or JSON))
+
+    async def _accept(self, scope: Scope, receive: Receive, exchange: Exchange) -> tuple[Operation, Any, Credentials]:
+        """The operation, its caller and what that showed; raises `Refused` where nothing is to be executed."""
         method = scope["method"]
         if method not in {"GET", "POST"}:
             raise Refused.of(BadRequest(f"expected {METHODS}, found {method}"), status=405)
@@ -81,23 +97,24 @@ class HttpEndpoint:
             raise
         except Exception as error:
             raise Refused([unexpected(error, request_id=exchange.request_id)], 500) from None
-        return self._prepared(params, exchange, method, caller), caller
+        return self._prepared(params, exchange, method, caller), caller, credentials
 
     def _prepared(self, params: Params, exchange: Exchange, method: str, caller: Any) -> Operation:
         try:
             operation = self._engine.prepare(params, request_id=exchange.request_id)
         except Refused as refused:
             raise DocumentRefused(refused) from None
-        if method == "GET" and not is_query(operation.node):
+        framing = _framing(operation, exchange)
+        if method == "GET" and not is_query(operation.node) and not (operation.streams and framing):
             raise Refused.of(BadRequest("expected a query: GET changes nothing, use POST"), status=405)
         try:
             self._interface.admit(operation, caller)
         except DomainError as error:
             raise Refused.of(error) from None
-        if operation.streams and not self._streams(operation, exchange):
-            raise Refused.of(
-                BadRequest("expected a query or a mutation: subscribe over graphql-transport-ws"), status=406
-            )
+        if operation.streams and framing is None:
+            ways = f"{EVENT_STREAM} or {MULTIPART};subscriptionSpec=1.0"
+            told = f"expected to be asked for {ways}, or a subscription over graphql-transport-ws"
+            raise Refused.of(BadRequest(told), status=406)
         return operation
 
     async def _params(self, scope: Scope, receive: Receive, exchange: Exchange) -> Params:
@@ -130,16 +147,6 @@ class HttpEndpoint:
             error = LimitExceeded(f"expected a body of at most {self._interface.limits.body} bytes, found more")
             raise Refused.of(error, status=413)
 
-    def _streams(self, operation: Operation, exchange: Exchange) -> bool:
-        return self._interface.event_streams and operation.streams and sse.wanted(exchange.headers.get("accept"))
-
-    async def _stream(
-        self, operation: Operation, caller: Any, exchange: Exchange, receive: Receive, send: Send
-    ) -> None:
-        stream = self._engine.stream(operation, lambda: self._interface.context(caller, exchange))
-        async with aclosing(stream) as results:
-            await sse.answer(results, receive, send, timeout=self._interface.limits.send_timeout)
-
 
 class DocumentRefused(Exception):
     """The request was one, but its document or its choice of operation is not valid."""
@@ -147,6 +154,15 @@ class DocumentRefused(Exception):
     def __init__(self, refused: Refused) -> None:
         super().__init__(str(refused))
         self.refused = refused
+
+
+def _framing(operation: Operation, exchange: Exchange) -> Framing | None:
+    """How the answer is written where it is a stream, None where it is JSON or the client takes no stream of ours."""
+    accept = exchange.headers.get("accept")
+    wanted = choose_stream(accept)
+    if wanted is None or (not operation.streams and (wanted != EVENT_STREAM or choose(accept))):
+        return None
+    return FRAMINGS[wanted]
 
 
 def _from_url(query_string: bytes) -> Params:
@@ -176,7 +192,7 @@ async def _refuse(send: Send, exchange: Exchange, refused: Refused, status: int,
         headers.append((b"www-authenticate", b'Bearer realm="runyard"'))
     if refused.retry_after is not None:
         headers.append((b"retry-after", str(max(1, round(refused.retry_after))).encode()))
-    await _send(send, exchange, status, answer.payload, media_type=media_type or JSON, headers=headers)
+    await _send(send, exchange, status, answer.payload, content_type=_utf8(media_type or JSON), headers=headers)
 
 
 async def _send(
@@ -185,12 +201,12 @@ async def _send(
     status: int,
     payload: bytes,
     *,
-    media_type: str,
+    content_type: str,
     headers: list[tuple[bytes, bytes]] | None = None,
 ) -> None:
     cookies = [(b"set-cookie", cookie.encode("latin-1")) for cookie in exchange.set_cookies]
     fixed = [
-        (b"content-type", f"{media_type}; charset=utf-8".encode()),
+        (b"content-type", content_type.encode()),
         (b"content-length", str(len(payload)).encode()),
         (b"cache-control", b"no-store"),
         (b"x-content-type-options", b"nosniff"),
@@ -198,3 +214,7 @@ async def _send(
     ]
     await send({"type": "http.response.start", "status": status, "headers": fixed + cookies + (headers or [])})
     await send({"type": "http.response.body", "body": payload})
+
+
+def _utf8(media_type: str) -> str:
+    return f"{media_type}; charset=utf-8"

@@ -44,9 +44,10 @@ class Limits:
     operations: int = 20  # at once on one socket
     rate: Rate | None = None  # of a socket, from the client; what is over waits
     init_timeout: float = 10.0
-    buffer: int = 1 * MIB  # waiting to be written to one socket
+    buffer: int = 1 * MIB  # waiting to be written to one socket or stream
     send_timeout: float = 10.0
-    recheck: float = 5.0  # between two looks at whether a socket's identity still stands
+    recheck: float = 5.0  # between two looks at whether the identity behind a socket or a stream still stands
+    keep_alive: float = 12.0  # between two signs of life on a stream over HTTP
 
 
 class Size(NamedTuple):

@@ -9,32 +9,41 @@ JSON = "application/json"
 
 OFFERED = (RESPONSE, JSON)
 
+EVENT_STREAM = "text/event-stream"
+MULTIPART = "multipart/mixed"
+SUBSCRIPTION_SPEC = "subscriptionspec=1.0"  # without it multipart/mixed is another protocol
+
 
 class MediaRange(NamedTuple):
     """One entry of an Accept header."""
 
     type: str
     quality: float
+    params: frozenset[str] = frozenset()  # in lower case, without quotes
 
 
 def choose(accept: str | None) -> str | None:
     """The media type to answer in, or None where the client takes none that is offered.
 
-    A client that does not say gets `application/json`, as old ones expect. Streams are never chosen for a client that
-    also takes JSON.
+    A client that does not say gets `application/json`, as old ones expect.
     """
     if accept is None or not accept.strip():
         return JSON
-    ranges = sorted((_range(part) for part in accept.split(",")), key=lambda each: -each.quality)
-    for wanted in ranges:
-        if wanted.quality > 0 and (found := _match(wanted.type)):
+    for wanted in _ranges(accept):
+        if found := _match(wanted.type):
             return found
     return None
 
 
-def accepts(accept: str | None, media_type: str) -> bool:
-    """Whether `media_type` is named in an Accept header."""
-    return any(_range(part).type == media_type for part in (accept or "").split(","))
+def choose_stream(accept: str | None) -> str | None:
+    """How a client takes a stream: `EVENT_STREAM`, `MULTIPART`, or None where it names neither.
+
+    By quality, then by the order in which it names them; whether it takes JSON too makes no difference.
+    """
+    for wanted in _ranges(accept or ""):
+        if wanted.type == EVENT_STREAM or (wanted.type == MULTIPART and SUBSCRIPTION_SPEC in wanted.params):
+            return wanted.type
+    return None
 
 
 def check_json(content_type: str | None) -> None:
@@ -47,8 +56,14 @@ def check_json(content_type: str | None) -> None:
         raise BadRequest(f"expected UTF-8, found {rest.strip()[:40]!r}")
 
 
+def _ranges(accept: str) -> list[MediaRange]:
+    """What a client takes, best first."""
+    taken = [each for each in map(_range, accept.split(",")) if each.quality > 0]
+    return sorted(taken, key=lambda each: -each.quality)
+
+
 def _range(part: str) -> MediaRange:
-    media_type, *params = (piece.strip().lower() for piece in part.split(";"))
+    media_type, *params = (piece.strip().lower().replace('"', "") for piece in part.split(";"))
     quality = 1.0
     for param in params:
         if param.startswith("q="):
@@ -56,7 +71,7 @@ def _range(part: str) -> MediaRange:
                 quality = float(param[2:])
             except ValueError:
                 quality = 0.0
-    return MediaRange(media_type, quality)
+    return MediaRange(media_type, quality, frozenset(params))
 
 
 def _match(wanted: str) -> str | None:

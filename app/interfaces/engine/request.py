@@ -29,6 +29,11 @@ class Exchange:
     def user_agent(self) -> str:
         return self.headers.get("user-agent", "")[:255]
 
+    @property
+    def last_event_id(self) -> str | None:
+        """Where a reader of a stream over HTTP says that it stopped."""
+        return None if self.over_socket else self.headers.get("last-event-id") or None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:

@@ -8,17 +8,18 @@ every few seconds: an identity that has ended closes with 4403.
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import Any
 
 from app import logs
-from app.domain.errors import DomainError, LimitExceeded, Resync, Unavailable
+from app.domain.errors import DomainError, LimitExceeded, Unavailable
+from app.interfaces.engine import standing
+from app.interfaces.engine.departures import FINISH, Departures
 from app.interfaces.engine.engine import Engine, Interface, Operation
 from app.interfaces.engine.errors import Refused, domain_error, unexpected
 from app.interfaces.engine.headers import Scope, exchange_of, socket_credentials
-from app.interfaces.engine.outbox import TRY_AGAIN, Ended, Outbox, Send
+from app.interfaces.engine.outbox import GONE, TRY_AGAIN, Ended, Outbox, Send
 from app.interfaces.engine.pace import Pace
 from app.interfaces.engine.protocol import (
     BAD_MESSAGE,
@@ -36,9 +37,9 @@ from app.interfaces.engine.protocol import (
     error_frame,
     next_frame,
 )
+from app.interfaces.engine.race import first_of
 from app.interfaces.engine.request import Credentials
 from app.interfaces.engine.wire import FAIL
-from app.services.departure import spread
 
 log = logging.getLogger(__name__)
 
@@ -47,39 +48,18 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 TOO_BIG = 1009
 RESTARTING = 1012
 MAX_REASON = 120  # bytes of a close frame's reason
-LONGEST_SPREAD = 6.0  # seconds over which sockets are sent away
-FINISH = 3.0  # seconds that operations of a leaving socket get to end, and as long for its last frames
 
 
 class SocketEndpoint:
     """The WebSocket side of one interface: an ASGI application for one path."""
 
-    def __init__(self, engine: Engine, interface: Interface, *, opened: Callable[..., None]) -> None:
+    def __init__(
+        self, engine: Engine, interface: Interface, departures: Departures, *, opened: Callable[..., None]
+    ) -> None:
         self._engine = engine
         self._interface = interface
+        self._departures = departures
         self._opened = opened
-        self._open: set[_Socket] = set()
-        self._empty = asyncio.Event()
-        self._draining = False
-
-    async def drain(self, *, grace: float) -> None:
-        """Send every client elsewhere, at moments spread over N / 500 s that begin after `grace` seconds.
-
-        Returns once all sockets are closed, at the latest when each has had its time.
-        """
-        self._draining = True
-        last = spread(len(self._open), most=LONGEST_SPREAD)
-        leaving = [asyncio.create_task(_leave(socket, grace + random.uniform(0, last))) for socket in self._open]
-        try:
-            async with asyncio.timeout(grace + last + 2 * FINISH):
-                while self._open:
-                    self._empty.clear()
-                    await self._empty.wait()
-        except TimeoutError:
-            log.warning("%s sockets are still open", len(self._open))
-        finally:
-            for each in leaving:
-                each.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (await receive())["type"] != "websocket.connect":
@@ -92,22 +72,12 @@ class SocketEndpoint:
         await self._run(_Socket(self._engine, self._interface, scope, receive, send))
 
     async def _run(self, socket: "_Socket") -> None:
-        self._open.add(socket)
         self._opened(by=1)
-        if self._draining:
-            socket.leave()
         try:
-            await socket.run()
+            with self._departures.present(socket):
+                await socket.run()
         finally:
-            self._open.discard(socket)
             self._opened(by=-1)
-            if not self._open:
-                self._empty.set()
-
-
-async def _leave(socket: "_Socket", after: float) -> None:
-    await asyncio.sleep(after)
-    socket.leave()
 
 
 class _Socket:
@@ -119,7 +89,7 @@ class _Socket:
         self._fail: Callable[[int, str], None] | None = (scope.get("extensions") or {}).get(FAIL)
         self._receive = receive
         self._send = send
-        self._outbox = Outbox(send, self._limits)
+        self._outbox: Outbox[str] = Outbox(self._write, self._limits)
         self._connection = Connection()
         self._pace = Pace(self._limits.rate) if self._limits.rate else None
         self._caller: Any = None
@@ -185,20 +155,7 @@ class _Socket:
 
     async def _serve(self, credentials: Credentials) -> None:
         """Read, write, look again and be ready to leave, until the first of the four ends."""
-        parts = {
-            asyncio.create_task(self._read()),
-            asyncio.create_task(self._outbox.write()),
-            asyncio.create_task(self._recheck(credentials)),
-            asyncio.create_task(self._depart()),
-        }
-        try:
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
-        for part in done:
-            part.result()
+        await first_of(self._read(), self._outbox.write(), self._recheck(credentials), self._depart())
 
     async def _read(self) -> None:
         while True:
@@ -220,7 +177,7 @@ class _Socket:
         """The next message; raises `Ended` where the client is gone or sends too much."""
         message = await self._receive()
         if message["type"] == "websocket.disconnect":
-            raise Ended(1006, "the client is gone")
+            raise Ended(GONE, "the client is gone")
         text: str | None = message.get("text")
         if text is None:
             raise Ended(BAD_MESSAGE, "expected text messages")
@@ -231,18 +188,11 @@ class _Socket:
         return text
 
     async def _recheck(self, credentials: Credentials) -> None:
-        """Look again who this is; nothing is concluded while that cannot be answered."""
-        while True:
-            await asyncio.sleep(self._limits.recheck)
-            try:
-                self._caller = await self._interface.identify(credentials)
-                self._interface.admit_socket(self._caller)
-            except Unavailable:
-                continue
-            except DomainError as error:
-                raise Ended(FORBIDDEN, error.message) from None
-            except Exception as error:
-                unexpected(error, request_id=self._exchange.request_id)
+        error = await standing.ended(self._interface, credentials, self._known, request_id=self._exchange.request_id)
+        raise Ended(FORBIDDEN, error.message)
+
+    def _known(self, caller: Any) -> None:
+        self._caller = caller
 
     async def _depart(self) -> None:
         await self._leaving.wait()
@@ -305,11 +255,11 @@ class _Socket:
 
     async def _stream(self, id: str, operation: Operation) -> None:
         self._executing.discard(self._running[id])
-        async with aclosing(self._engine.stream(operation, self._context)) as results:
-            async for payload in results:
-                if self._outbox.full:
-                    raise Resync("this stream was dropped because the client reads too slowly: resume after its cursor")
-                self._outbox.put(next_frame(id, payload))
+        results = self._engine.stream(operation, self._context)
+        await self._outbox.pour(results, lambda result: next_frame(id, result.payload))
+
+    async def _write(self, frame: str) -> None:
+        await self._send({"type": "websocket.send", "text": frame})
 
     def _context(self) -> Any:
         return self._interface.context(self._caller, self._exchange)
@@ -329,7 +279,7 @@ class _Socket:
             unexpected(error, request_id=self._exchange.request_id)
 
     async def _close(self, ended: Ended) -> None:
-        if ended.code == 1006:
+        if ended.code == GONE:
             return
         reason = ended.reason.encode()[:MAX_REASON].decode(errors="ignore")
         if ended.code == TRY_AGAIN and self._fail is not None:

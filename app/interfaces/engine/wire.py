@@ -1,19 +1,33 @@
-"""The server's side of a socket: uvicorn's own, with a way to end a connection whose client takes nothing.
+"""The server's side of a connection: uvicorn's own, with a way to end one whose client takes nothing.
 
 An ASGI application cannot say more to a client that does not read, not even that it is closed; the transport can. The
-process names this class as uvicorn's `ws`.
+process names these classes as uvicorn's `http` and `ws`.
 """
 
 import asyncio
+from typing import Any
 
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
 FAIL = "runyard.fail"
 """Key of the scope's extension: a callable (code, reason) that ends the connection without waiting."""
 
+CUT = "runyard.cut"
+"""Key of an HTTP scope's extension: a callable that ends the connection, and drops what was not taken of it."""
+
 GRACE = 5.0
 """Seconds for what is buffered to go out before the connection is cut."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One HTTP connection."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        extensions: dict[str, Any] = {CUT: self.transport.abort}
+        self.scope["extensions"] = extensions
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):

@@ -1,4 +1,4 @@
-"""`/graphql`: the front ends' schema over HTTP and WebSocket, for users and integration keys.
+"""`/graphql`: the front ends' schema over HTTP (streams included) and WebSocket, for users and integration keys.
 
 Without an identity only public root fields may be asked for (to sign in), and never the schema itself unless a setting
 opens it.
@@ -77,7 +77,6 @@ class GraphQLInterface:
     introspection: Introspection
     limits: Limits
     public: frozenset[str]  # `Mutation.signIn`: root fields for callers without an identity
-    event_streams: bool = False
     nodes: Any = field(default_factory=assembly.node_loads)
 
     @property
@@ -106,7 +105,8 @@ class GraphQLInterface:
 
     def admit_socket(self, caller: Viewer | None) -> None:
         if caller is None:
-            raise Unauthenticated("expected `authorization` in connection_init, or a session cookie from our own pages")
+            expected = "an identity: `authorization` in connection_init or as a header, or a session of our own pages"
+            raise Unauthenticated(f"expected {expected}")
 
     def context(self, caller: Viewer | None, exchange: Exchange) -> Context:
         return Context(services=self.services, caller=caller, exchange=exchange, nodes=self.nodes, site=self.site)

@@ -83,8 +83,9 @@ class LiveSubscriptions:
         """A task's events as they happen, each once and in order, and its latest values; ends after its last event.
 
         Ends with `CURSOR_EXPIRED` where the events after the cursor are no longer kept, and with `RESYNC` where the
-        reader should begin again without a cursor.
+        reader should begin again without a cursor. Over server-sent events `Last-Event-ID` stands in for `after`.
         """
+        after = info.context.exchange.last_event_id if after is None else after
         cursor = None if after is None else Cursor.decode(after)
         id = decode(task_id, Kind.TASK)[1]
         async with aclosing(info.context.services.feed.watch_task(info.context.viewer, id, cursor)) as frames:

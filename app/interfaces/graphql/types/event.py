@@ -212,6 +212,11 @@ class TaskEventBatch:
     preview: TaskPreview | None = attribute("The latest preview; null where nothing is newer.")
     snapshot: TaskSnapshot | None = attribute("In the first batch of a stream without `after`: the task as it stands.")
 
+    @property
+    def resume_id(self) -> str:
+        """What a server-sent event has as its id."""
+        return self.cursor
+
 
 def event(value: events.Event) -> TaskEvent:
     """The type of an event of the domain."""
