@@ -123,6 +123,29 @@ async def test_sockets_are_told_to_come_back(world: World) -> None:
     assert replica.returncode == 0
 
 
+async def test_streams_over_http_end_so_that_their_clients_ask_again(world: World) -> None:
+    replica = world.replica()
+    await replica.start()
+    team = await set_up(replica)
+    body = {"query": "subscription { tasksChanged { resync } }"}
+    headers = {"authorization": f"Bearer {team.owner}", "accept": "text/event-stream"}
+    async with (
+        httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as http,
+        http.stream("POST", f"{replica.url}/graphql", json=body, headers=headers) as answer,
+    ):
+        heard = answer.aiter_text()
+        said = await anext(heard)
+
+        os.kill(replica.pid, signal.SIGTERM)
+
+        said += "".join([text async for text in heard])  # raises where the answer is cut instead of ended
+
+    assert said.startswith('event: next\ndata: {"data":{"tasksChanged":{"resync":true}}}\n\n')
+    assert "complete" not in said
+    await until(lambda: replica.returncode is not None, within=PATIENCE)
+    assert replica.returncode == 0
+
+
 async def test_a_request_that_never_ends_holds_nobody_up(world: World) -> None:
     replica = world.replica()
     await replica.start()
