@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.interfaces.agents.endpoint import LIMITS as AGENT_LIMITS
 from app.interfaces.agents.endpoint import agents_endpoint
 from app.interfaces.auth import Authentication
-from app.interfaces.engine.limits import Limits
 from app.interfaces.engine.site import Site
+from app.interfaces.graphql.endpoint import LIMITS as GRAPHQL_LIMITS
 from app.interfaces.graphql.endpoint import Introspection, graphql_endpoint
 from app.interfaces.rest.files import file_routes
 from app.interfaces.rest.health import health_routes
@@ -46,7 +46,7 @@ def create_asgi(app: App) -> "Surface":
         site=site,
         origins=settings.origins,
         introspection=Introspection(settings.introspection),
-        limits=Limits(deadline=settings.seconds("operation")),
+        limits=replace(GRAPHQL_LIMITS, deadline=settings.seconds("operation")),
         measures=app.measures,
         tracing=app.tracing,
     )

@@ -90,7 +90,7 @@ async def test_without_an_identity_only_public_fields_begin(address: str) -> Non
         address, "query { ... on Query { ...F } } fragment F on Query { viewer { user { id } } }", token=None
     )
 
-    assert harmless.json() == {"data": {"__typename": "Query"}}
+    assert harmless.json()["data"] == {"__typename": "Query"}
     assert told(closed) == (401, "UNAUTHENTICATED")
     assert "Query.viewer" in closed.json()["errors"][0]["message"]
 

@@ -4,8 +4,8 @@ The cache is bounded by number, and each entry by the size limit of a document. 
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -26,12 +26,16 @@ from graphql import (
     visit,
 )
 
-from app.domain.errors import BadRequest, LimitExceeded
+from app.domain.errors import BadRequest, DomainError
 from app.interfaces.engine.errors import Refused, public
-from app.interfaces.engine.limits import Limits, check_document, refuse_over
+from app.interfaces.engine.limits import Limits, OverLimit, refuse_over
+from app.interfaces.engine.measuring import check_document, cost_of, pages_of
 
 MAX_ERRORS = 10
 """Validation errors told at once."""
+
+MAX_COSTS = 64
+"""What a document remembers of its price: one for each of its operations and for each length of their lists."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Document:
 
     node: DocumentNode
     digest: str
+    paged_by: frozenset[str] = frozenset()  # variables that its price depends on
+    costs: dict[tuple[object, ...], int] = field(default_factory=dict, compare=False)  # that are known
 
     @cached_property
     def operations(self) -> dict[str | None, OperationDefinitionNode]:
@@ -87,6 +93,24 @@ class Documents:
             return known
         return self._remember(text, self._make(text, request_id))
 
+    def cost(
+        self, document: Document, operation: OperationDefinitionNode, variables: Mapping[str, Any] | None
+    ) -> int | None:
+        """What `operation` costs with these variables, None where documents have no price. Raises `OverLimit` for a
+        page that is too long, `BadRequest` for one of nothing; the budget is the caller's to compare.
+        """
+        if self._limits.cost is None:
+            return None
+        pages = pages_of(operation, document.paged_by, variables)
+        key = (operation.name and operation.name.value, *sorted(pages.items()))
+        known = document.costs.get(key)
+        if known is None:
+            known = cost_of(document.node, operation, pages, self._limits, self._schema)
+            if len(document.costs) >= MAX_COSTS:
+                document.costs.clear()
+            document.costs[key] = known
+        return known
+
     def _remember(self, text: str, document: Document) -> Document:
         self._known[text] = document
         if len(self._known) > self._limits.documents:
@@ -98,22 +122,22 @@ class Documents:
         try:
             refuse_over("bytes in a document", len(encoded), self._limits.document)
             node = self._parse(text)
-            check_document(node, self._limits)
-        except LimitExceeded as error:
+            paged_by = check_document(node, self._limits, self._schema)
+        except DomainError as error:
             raise Refused.of(error) from None
         except GraphQLError as error:
             raise Refused([public(error, request_id=request_id)], 400) from None
         errors = validate(self._schema, node, self._rules, max_errors=MAX_ERRORS, hide_suggestions=True)
         if errors:
             raise Refused([public(error, request_id=request_id) for error in errors], 400)
-        return Document(node, sha256(encoded).hexdigest())
+        return Document(node, sha256(encoded).hexdigest(), paged_by)
 
     def _parse(self, text: str) -> DocumentNode:
         try:
             return parse(text, max_lexical_tokens=self._limits.tokens)
         except GraphQLError as error:
             if "more than" in error.message and "tokens" in error.message:
-                raise LimitExceeded(f"expected at most {self._limits.tokens} tokens in a document") from None
+                raise OverLimit("tokens in a document", self._limits.tokens + 1, self._limits.tokens) from None
             raise
 
 

@@ -27,7 +27,7 @@ from graphql.execution.executor_throwing_on_incremental import ExecutorThrowingO
 from app.domain.errors import Code, DomainError, LimitExceeded
 from app.interfaces.engine.documents import Document, Documents, is_subscription
 from app.interfaces.engine.errors import STATUS, Refused, domain_error, public, unexpected
-from app.interfaces.engine.limits import Limits
+from app.interfaces.engine.limits import MAX_TOLD, Limits, refuse_over
 from app.interfaces.engine.request import Credentials, Exchange, Params
 from app.services.measures import Measures
 from app.tracing import OFF, Tracing
@@ -97,6 +97,7 @@ class Operation:
     node: OperationDefinitionNode
     variables: dict[str, Any] | None
     request_id: str
+    cost: int | None = None  # None where documents have no price
 
     @property
     def name(self) -> str | None:
@@ -148,13 +149,17 @@ class Engine:
         self._documents = Documents(schema, limits, rules)
 
     def prepare(self, params: Params, *, request_id: str) -> Operation:
-        """The operation that `params` ask for; raises `Refused`."""
+        """The operation that `params` ask for; raises `Refused`, also where it costs more than one may."""
         document = self._documents.get(params.query, request_id=request_id)
+        cost = None
         try:
             node = document.operation(params.operation_name)
+            cost = self._documents.cost(document, node, params.variables)
+            if cost is not None and self.limits.cost is not None:
+                refuse_over("cost", cost, self.limits.cost)
         except DomainError as error:
-            raise Refused.of(error) from None
-        return Operation(document=document, node=node, variables=params.variables, request_id=request_id)
+            raise Refused.of(error, extensions=self._told(cost)) from None
+        return Operation(document=document, node=node, variables=params.variables, request_id=request_id, cost=cost)
 
     async def execute(self, operation: Operation, context: Any) -> Answer:
         """Run a query or a mutation to its end, at most until the deadline; never raises but for a cancellation."""
@@ -165,17 +170,19 @@ class Engine:
 
     async def _execute(self, operation: Operation, context: Any) -> Answer:
         began = time.perf_counter()
+        told = self._told(operation.cost)
         try:
             executor = self._executor(operation, context)
             async with asyncio.timeout(self.limits.deadline):
                 result = await _settled(execute_root_selection_set(executor))
-            answer = _answer(result, operation.request_id)
+            answer = _answer(result, operation.request_id, told)
         except Refused as refused:
-            answer = refusal(refused)
+            answer = refusal(refused, told)
         except TimeoutError:
-            answer = refusal(Refused([domain_error(self._too_slow())], STATUS[Code.UNAVAILABLE]))
+            answer = refusal(Refused([domain_error(self._too_slow())], STATUS[Code.UNAVAILABLE]), told)
         except Exception as error:
-            answer = refusal(Refused([unexpected(error, request_id=operation.request_id)], STATUS[Code.INTERNAL]))
+            failed = Refused([unexpected(error, request_id=operation.request_id)], STATUS[Code.INTERNAL])
+            answer = refusal(failed, told)
         self._log(operation, began, answer.errors)
         return answer
 
@@ -249,6 +256,10 @@ class Engine:
         }
         log.log(self._log_level, "%s %s %s", operation.node.operation.value, name, codes or "ok", extra=told)
 
+    def _told(self, cost: int | None) -> dict[str, Any] | None:
+        """The `extensions` of an answer: what the operation costs, and what one may."""
+        return None if cost is None else {"cost": {"requested": min(cost, MAX_TOLD), "limit": self.limits.cost}}
+
     def _too_slow(self) -> LimitExceeded:
         return LimitExceeded(f"the operation did not end within {self.limits.deadline:g} s and was stopped")
 
@@ -273,13 +284,19 @@ async def _closable(source: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
             await close()
 
 
-def _answer(result: ExecutionResult | ExperimentalIncrementalExecutionResults, request_id: str) -> Answer:
+def _answer(
+    result: ExecutionResult | ExperimentalIncrementalExecutionResults,
+    request_id: str,
+    extensions: dict[str, Any] | None = None,
+) -> Answer:
     if not isinstance(result, ExecutionResult):
         raise TypeError("incremental delivery is not offered")
     errors = [public(error, request_id=request_id) for error in result.errors or ()]
     body: dict[str, Any] = {"data": result.data}
     if errors:
         body["errors"] = errors
+    if extensions:
+        body["extensions"] = extensions
     return Answer(payload=orjson.dumps(body), errors=tuple(errors))
 
 
@@ -288,7 +305,10 @@ def _refused(errors: Sequence[GraphQLError], request_id: str) -> Refused:
     return Refused(told, STATUS.get(Code(told[0]["extensions"]["code"]), 400))
 
 
-def refusal(refused: Refused) -> Answer:
+def refusal(refused: Refused, extensions: dict[str, Any] | None = None) -> Answer:
     """The answer to a request that is not executed."""
-    payload = orjson.dumps({"errors": refused.errors})
+    body: dict[str, Any] = {"errors": refused.errors}
+    if extensions or refused.extensions:
+        body["extensions"] = extensions or refused.extensions
+    payload = orjson.dumps(body)
     return Answer(payload=payload, status=refused.status, executed=False, errors=tuple(refused.errors))

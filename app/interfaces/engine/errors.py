@@ -11,6 +11,7 @@ from uuid import uuid4
 from graphql import GraphQLError
 
 from app.domain.errors import BadRequest, Code, DomainError, InvalidInput
+from app.interfaces.engine.limits import OverLimit
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +32,28 @@ STATUS = {
 class Refused(Exception):
     """A request that is not executed, with the errors to answer and the HTTP status that tells of them."""
 
-    def __init__(self, errors: list[dict[str, Any]], status: int, *, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        errors: list[dict[str, Any]],
+        status: int,
+        *,
+        retry_after: float | None = None,
+        extensions: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(errors[0]["message"])
         self.errors = errors
         self.status = status
         self.retry_after = retry_after
+        self.extensions = extensions
 
     @classmethod
-    def of(cls, error: DomainError, *, status: int | None = None) -> "Refused":
+    def of(
+        cls, error: DomainError, *, status: int | None = None, extensions: dict[str, Any] | None = None
+    ) -> "Refused":
         """The refusal that tells of an expected failure."""
         retry_after = getattr(error, "retry_after", None)
         usual = 429 if retry_after is not None else STATUS.get(error.code, 400)
-        return cls([domain_error(error)], status or usual, retry_after=retry_after)
+        return cls([domain_error(error)], status or usual, retry_after=retry_after, extensions=extensions)
 
 
 def domain_error(error: DomainError) -> dict[str, Any]:
@@ -53,6 +64,8 @@ def domain_error(error: DomainError) -> dict[str, Any]:
     retry_after = getattr(error, "retry_after", None)
     if retry_after is not None:
         extensions["retryAfter"] = retry_after
+    if isinstance(error, OverLimit):
+        extensions["limit"] = {"what": error.what, "found": error.found, "allowed": error.allowed}
     if isinstance(error, InvalidInput):
         extensions["faults"] = [{"path": list(fault.path), "message": fault.message} for fault in error.faults]
     return {"message": error.message, "extensions": extensions}

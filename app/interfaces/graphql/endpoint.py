@@ -4,7 +4,7 @@ Without an identity only public root fields may be asked for (to sign in), and n
 opens it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -28,6 +28,12 @@ from app.services.bundle import Services
 from app.services.measures import Measures
 from app.tracing import OFF, Tracing
 
+LIMITS = Limits(cost=5_000)
+"""A page of a console costs some hundreds."""
+
+ALSO_ONCE = frozenset({"changePassword"})
+"""Mutations that try a secret, beside the public ones."""
+
 
 class Introspection(StrEnum):
     """Who may ask about the schema itself."""
@@ -44,23 +50,25 @@ def graphql_endpoint(
     site: Site,
     origins: frozenset[str],
     introspection: Introspection = Introspection.SIGNED_IN,
-    limits: Limits | None = None,
+    limits: Limits = LIMITS,
     schema: strawberry.Schema | None = None,
     measures: Measures | None = None,
     tracing: Tracing = OFF,
 ) -> Endpoint:
     """The ASGI application of `/graphql`. `origins` are exact, like `https://runyard.example`: a cookie counts from
-    them.
+    them. An operation may have each mutation that tries a secret once.
     """
     schema = schema or assembly.build()
+    public = public_fields(schema)
+    signs_in = frozenset(name.removeprefix("Mutation.") for name in public if name.startswith("Mutation."))
     interface = GraphQLInterface(
         services=services,
         authentication=authentication,
         site=site,
         origins=origins,
         introspection=introspection,
-        limits=limits or Limits(),
-        public=public_fields(schema),
+        limits=replace(limits, once=signs_in | ALSO_ONCE),
+        public=public,
     )
     rules = (MaybeNullValidationRule, OneOfInputValidationRule)
     return Endpoint(schema._schema, interface, rules=rules, measures=measures, tracing=tracing)
