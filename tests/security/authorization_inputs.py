@@ -266,3 +266,27 @@ REFUSALS: dict[str, tuple[str, Calls]] = {
     "NOT_FOUND": ("submitTasks", _unknown),
 }
 """By code: the mutation that an owner is refused with it, and the inputs of its calls, the last of which is refused."""
+
+TYPES = {
+    "agentId": "Agent",
+    "credentialId": "Credential",
+    "invitationId": "Invitation",
+    "memberId": "Member",
+    "poolId": "Pool",
+    "sessionId": "Session",
+    "submitterId": "User",
+    "taskId": "Task",
+    "taskIds": "Task",
+    "team": "Team",
+    "teamId": "Team",
+    "uploadId": "Upload",
+    "workflowId": "Workflow",
+    "workflowIds": "Workflow",
+    "bulkOperationChanged": "BulkOperation",
+}
+"""What an id is of, by the name of its argument or, where that is `id`, by its field."""
+
+WITH: dict[tuple[str, str], Input] = {
+    ("createCredential", "workflowIds"): {"kind": "AGENT", "scopes": None},
+}
+"""What else a mutation is given where it is given this id."""

@@ -212,6 +212,14 @@ class Party:
         }
         return self
 
+    async def mark(self, canary: str) -> None:
+        """Put the canary into what the team's people and agents have written, as far as it can be changed."""
+        for table, columns in _TEXTS.items():
+            texts = ", ".join(f"{column} = $2::text || id::text" for column in columns)
+            await self.doors.admin.execute(f"UPDATE {table} SET {texts} WHERE team_id = $1", self.team, canary)
+        for table, id in (("team", self.team), ("user_account", self.owner.user_id)):
+            await self.doors.admin.execute(f"UPDATE {table} SET name = $2::text || id::text WHERE id = $1", id, canary)
+
     async def _tasks(self, agent: UUID) -> tuple[UUID, UUID, UUID]:
         """One that waits, one that repeated it and has failed, and one that has completed."""
         workflow = await self.workflow(slug="shown")
@@ -262,6 +270,18 @@ WORKFLOW: dict[str, Any] = {
     "retry": {"max": 1, "on": ["failed"]},
     "concurrency": {"key": "all", "limit": 1},
 }
+
+_TEXTS = {
+    "workflow": ("name", "description"),
+    "agent": ("name", "pause_note"),
+    "pool": ("name", "trouble"),
+    "launch": ("agent_name", "error"),
+    "credential": ("name",),
+    "invitation": ("email",),
+    "output": ("name",),
+    "upload": ("name",),
+}
+"""Columns of free text, by table."""
 
 _AGENT = """
 INSERT INTO agent (team_id, name, secret_hash, credential_id, labels, facts, slots, version)

@@ -16,7 +16,7 @@ import pytest
 from app.interfaces.graphql.policy import Policy, Rule
 from app.services.access import Permission
 from tests.model.front_doors import open_doors
-from tests.security.authorization_inputs import INPUTS, REFUSALS, Cell
+from tests.security.authorization_inputs import INPUTS, REFUSALS, TYPES, WITH, Cell
 from tests.security.authorization_paths import Path, Step, literal, placed
 from tests.security.authorization_stage import GRAPH, Answer, Stage
 from tests.security.authorization_world import KEYS, PEOPLE, ROLES, SHUT_OUT, Actor, Party, grants
@@ -24,6 +24,7 @@ from tests.servers import PostgresServer, ValkeyServer
 
 OK, FORBIDDEN, NOT_FOUND, UNAUTHENTICATED = "OK", "FORBIDDEN", "NOT_FOUND", "UNAUTHENTICATED"
 NOBODY = UUID("00000000-0000-7000-8000-000000000000")
+CANARY = "canary-"
 ABSENT, NULL = "ABSENT", "NULL"
 
 pytestmark = pytest.mark.timeout(600)  # the whole matrix is asked by the first test that looks at it
@@ -54,6 +55,7 @@ async def stage(
     folder: Folder = tmp_path_factory.mktemp("files")
     async with open_doors(url, redis, folder) as doors:
         party, elsewhere = [await (await Party.found(doors)).furnish() for _ in range(2)]
+        await elsewhere.mark(CANARY)
         tokens = {actor: (await party.caller(actor))[1] for actor in Actor}
         yield Stage(doors=doors, party=party, elsewhere=elsewhere, tokens=tokens)
     await postgres.execute("DROP DATABASE authorization_matrix WITH (FORCE)")
@@ -286,31 +288,6 @@ async def test_every_root_field_is_asked(reading: Cells) -> None:
 # Ids of others
 
 
-TYPES = {
-    "agentId": "Agent",
-    "credentialId": "Credential",
-    "invitationId": "Invitation",
-    "memberId": "Member",
-    "poolId": "Pool",
-    "sessionId": "Session",
-    "submitterId": "User",
-    "taskId": "Task",
-    "taskIds": "Task",
-    "team": "Team",
-    "teamId": "Team",
-    "uploadId": "Upload",
-    "workflowId": "Workflow",
-    "workflowIds": "Workflow",
-    "bulkOperationChanged": "BulkOperation",
-}
-"""What an id is of, by the name of its argument or, where that is `id`, by its field."""
-
-WITH: dict[tuple[str, str], Answer] = {
-    ("createCredential", "workflowIds"): {"kind": "AGENT", "scopes": None},
-}
-"""What else a mutation is given where it is given this id."""
-
-
 async def test_an_id_of_another_team_is_answered_as_one_that_does_not_exist_by_mutations(stage: Stage) -> None:
     told, count = [], 0
     for name, mutation in _mutations().items():
@@ -352,6 +329,22 @@ async def test_an_id_of_another_team_is_answered_as_one_that_does_not_exist_by_q
 
     assert not told, "\n".join(told)
     assert count >= 30
+
+
+async def test_no_text_of_another_team_is_shown(stage: Stage) -> None:
+    _, theirs = await stage.elsewhere.caller(Actor.OWNER)
+    leaked, shown = [], 0
+    for path in _paths("Query"):
+        if GRAPH.policy(path[0].field) is Rule.PUBLIC:
+            continue
+        own, others = [GRAPH.document(path, _roots(party, path)) for party in (stage.party, stage.elsewhere)]
+        shown += CANARY in str(await stage.ask(theirs, others))
+        for actor in (Actor.OWNER, Actor.STRANGER, Actor.MANAGE_KEY, Actor.ANONYMOUS):
+            answers = [await stage.ask(stage.tokens[actor], document) for document in (own, others)]
+            leaked += [f"{actor}: {path[-1].to}"] if CANARY in str(answers) else []
+
+    assert leaked == []
+    assert shown >= 8
 
 
 def _document(party: Party, type_name: str, name: str, given: str) -> str:
