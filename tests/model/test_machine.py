@@ -17,6 +17,7 @@ from tests.model.machine import LeaseMachine
 from tests.model.world import ModelWorld
 
 EXAMPLES, STEPS = 250, 50
+SEARCHES = 4  # at most, until everything has been met that is to be
 FIXED = 20_261_124
 
 DEEP = {
@@ -46,22 +47,24 @@ DEEP = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 async def test_the_promises_hold_after_any_steps_in_any_order(world: ModelWorld, store: ObjectStore) -> None:
-    number = _seed()
-    print(f"seed {number}")
-
     class Here(LeaseMachine):
         pass
 
     Here.world, Here.store, Here.loop, Here.seen = world, cast(LocalStore, store), asyncio.get_running_loop(), Counter()
     search = effort(examples=EXAMPLES, steps=STEPS)
 
-    await asyncio.to_thread(run_state_machine_as_test, seed(number)(Here), settings=search)
+    whole = search.max_examples == EXAMPLES
+    first = _seed()
+    for number in range(first, first + SEARCHES):
+        print(f"seed {number}")
+        await asyncio.to_thread(run_state_machine_as_test, seed(number)(Here), settings=search)
+        if not whole or (+Here.seen).keys() >= DEEP:
+            break
 
     print(dict(sorted(Here.seen.items())))
-    if search.max_examples == EXAMPLES:
-        assert DEEP - (+Here.seen).keys() == set()
+    assert not whole or DEEP - (+Here.seen).keys() == set()
 
 
 def _seed() -> int:
