@@ -50,6 +50,8 @@ class World:
         return created.key
 
     async def submit(self) -> TaskRecord:
+        """A new task, for the agent that connected first of those that are free: no other one is just being served."""
+        await self.services.tasks._scheduler.settle()
         wanted = Submit(workflow="echo", parameters={"words": "hello"})
         return await self.services.tasks.submit(self.viewer, self.team_id, wanted)
 
